@@ -1,0 +1,109 @@
+"""What a backend must do.
+
+A backend makes sandboxes and runs processes in them. It keeps no durable state and knows nothing
+of languages, accounts or HTTP. Concrete backends are found by name (`stockade.registry`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from stockade.model import Limits, ProcessResult, ProcessSpec
+
+__all__ = ["Backend", "BackendOptions", "BackendPlugin", "Feature", "Report", "SandboxSpec"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxSpec:
+    """An empty sandbox."""
+
+    image: str
+    limits: Limits
+    network: str = "none"
+    """`none`: a loopback interface of its own and nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """One thing that the host enforces, or not."""
+
+    name: str
+    """Stable name, as `sandbox.allow_unenforced` takes it: `memory`, `processes`, `cpu_rate`, …"""
+    enforced: bool
+    mechanism: str
+    """What enforces it here, or why nothing can."""
+    remedy: str = ""
+    """What the operator can do about it; empty when it is enforced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a backend can do on this host."""
+
+    backend: str
+    features: tuple[Feature, ...]
+    details: Mapping[str, str]
+    """Facts for a human: kernel, cgroup layout, privileges, …"""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        return tuple(f.name for f in self.features if not f.enforced)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendOptions:
+    """What a backend is told when it is made."""
+
+    data_dir: Path
+    host_paths: tuple[str, ...] = ()
+    """Further host directories that the `host` image shows, read-only."""
+    allow_unenforced: tuple[str, ...] = ()
+    """Names of features that the operator agrees to go without."""
+    warden_socket: Path | None = None
+    """Where a warden listens that somebody else started (`stockade warden`); where none does, ours is started and
+    ends with this process."""
+    embedded: bool = False
+    """Start a warden for this process alone in any case."""
+
+
+class Backend(Protocol):
+    """Makes sandboxes and runs processes in them."""
+
+    async def start(self) -> None:
+        """Connect to the warden, starting it where none runs, and free what an earlier one left behind.
+
+        Raises:
+            CannotEnforce: the host lacks a protection that the operator has not agreed to go without.
+            Unavailable: the warden could not be started.
+        """
+        ...
+
+    async def run(self, sandbox: SandboxSpec, process: ProcessSpec) -> ProcessResult:
+        """Run *process* in a fresh sandbox, then destroy the sandbox with everything in it.
+
+        When the call is cancelled, the sandbox is killed before the cancellation goes on.
+
+        Raises:
+            Invalid: the sandbox or the process cannot be described to the kernel (unknown image, a NUL in an
+                argument, …).
+            BackendLost: the warden died; safe to retry.
+            Fault: the sandbox could not be built.
+        """
+        ...
+
+    async def report(self) -> Report:
+        """Say what this host enforces. Works without `start` having succeeded."""
+        ...
+
+    async def close(self) -> None:
+        """Kill what this process has running and disconnect. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendPlugin:
+    """The record by which a backend is found: `backend` in `stockade.backends.<name>`."""
+
+    name: str
+    make: Callable[[BackendOptions], Backend]
