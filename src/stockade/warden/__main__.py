@@ -1,0 +1,153 @@
+"""Start the warden. Usage: see `main`; `stockade.backends.native` is what normally calls this."""
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import resource
+import socket
+import sys
+
+from . import kernel, seccomp
+from .cell import Cell, Host, IdRanges
+from .cgroups import Cgroups
+from .image import ImageError
+from .mounts import make_stage
+from .report import make_report
+from .request import Refused
+from .server import Server, stop_on_signals
+
+__all__ = ["main"]
+
+_TRIAL_S = 20.0
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="stockade-warden", description=__doc__)
+    parser.add_argument("--listen", metavar="PATH", help="make a UNIX socket there (mode 0600) and serve those who may")
+    parser.add_argument("--client-fd", type=int, metavar="N", help="serve the client at the other end of descriptor N")
+    parser.add_argument("--ready-fd", type=int, metavar="N", help="write one JSON line there once up, or why not")
+    parser.add_argument("--allow-uid", type=int, action="append", default=[], metavar="UID", help="beside our own user")
+    parser.add_argument("--host-path", action="append", default=[], metavar="DIR", help="show it in the host image")
+    parser.add_argument("--cells", type=int, default=4, metavar="N", help="sandboxes to keep ready (default: 4)")
+    parser.add_argument("--until-idle", action="store_true", help="end with the last client")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Set up, say so, serve; returns the exit status."""
+    arguments = _arguments(argv)
+    cgroups = None
+    try:
+        # Everything that needs a path of the host comes before `make_stage`, which leaves the host's root behind.
+        uid = os.getuid()
+        _settle()
+        listener, unlink = _listen(arguments.listen) if arguments.listen else (None, None)
+        cgroups = Cgroups()
+        own_uids = os.geteuid() == 0
+        if not own_uids:
+            _become_root_of_a_namespace()
+        stage = make_stage(tuple(arguments.host_path))
+        host = Host(
+            stage=stage,
+            cgroups=cgroups,
+            seccomp=seccomp.build(),
+            ids=IdRanges() if own_uids else None,
+            null=os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC),
+            title=kernel.find_process_title(),
+            processors=os.cpu_count() or 1,
+        )
+        trial = Cell.make(host, "host", "cell-0")
+        trial.until_ready(_TRIAL_S)  # a host on which sandboxes cannot be built is told now, not at the first run
+    except (OSError, ImageError, Refused, KeyError, ValueError) as error:
+        if cgroups is not None:
+            cgroups.close()
+        _say(arguments.ready_fd, {"error": f"{type(error).__name__}: {error}"})
+        return 1
+    server = Server(
+        host,
+        report=make_report(cgroups, own_uids=own_uids),
+        listener=listener,
+        clients=[] if arguments.client_fd is None else [socket.socket(fileno=arguments.client_fd)],
+        # Inside our own user namespace the kernel shows its owner as 0.
+        allowed_uids=frozenset({0, *arguments.allow_uid, uid} if own_uids else {0}),
+        until_idle=arguments.until_idle,
+        cells=[trial],
+        most_cells=arguments.cells,
+    )
+    stop_on_signals(server)
+    if own_uids:  # else we could not write our children's id maps: their /proc entries would belong to root
+        kernel.set_dumpable(dumpable=False)
+    kernel.seal_process_title("stockade-warden", host.title)
+    gc.collect()
+    gc.freeze()  # collections in children would copy these pages for nothing
+    _say(arguments.ready_fd, {"ok": True})
+    try:
+        server.serve()
+    finally:
+        cgroups.close()
+        if unlink is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(unlink[1], dir_fd=unlink[0])
+    return 0
+
+
+def _settle() -> None:
+    """Leave our starter's session and descriptors; take as many descriptors as we may have."""
+    with contextlib.suppress(PermissionError):  # a session leader already
+        os.setsid()
+    os.umask(0o022)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _listen(path: str) -> tuple[socket.socket, tuple[int, str]]:
+    """A listening socket at *path*, and what it takes to remove it once paths mean something else."""
+    directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        probe.connect(path)
+    except FileNotFoundError:
+        pass
+    except ConnectionRefusedError:
+        os.unlink(path)  # its warden is dead
+    else:
+        raise FileExistsError(f"another warden serves {path}")
+    finally:
+        probe.close()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    umask = os.umask(0o177)  # the socket is never there with another mode than 0600
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(umask)
+    listener.listen(128)
+    return listener, (directory, os.path.basename(path))
+
+
+def _become_root_of_a_namespace() -> None:
+    """As an ordinary user: a user namespace in which we may do what root may do with its sandboxes."""
+    uid, gid = os.getuid(), os.getgid()
+    kernel.unshare(kernel.CLONE_NEWUSER)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def _say(fd: int | None, message: dict[str, object]) -> None:
+    line = json.dumps(message) + "\n"
+    if fd is None:
+        sys.stderr.write(line)
+        return
+    with contextlib.suppress(OSError):
+        os.write(fd, line.encode())
+    os.close(fd)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,263 @@
+"""A sandbox from the inside: PID 1, and the tenant's process until it is the tenant's.
+
+The child that `clone` made comes here with all of its new namespaces and no way back. It builds the sandbox around
+itself, gives up every privilege, spawns the tenant's process, reaps whatever dies, reports the status that the kernel
+gave for the tenant's process, and exits; with PID 1 the kernel ends everything else in the namespace.
+
+PID 1 never reads what the tenant wrote. It speaks to the warden over a socket that the tenant's process does
+not inherit, so a result cannot be forged.
+"""
+
+import contextlib
+import fcntl
+import os
+import resource
+import signal
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+from . import bundle, kernel, protocol
+from .image import UID, Image
+from .mounts import Stage, enter_sandbox_root, fit_sandbox_root
+
+__all__ = ["EXITED", "FAILED", "READY", "STARTED", "STARTED_HEAD", "STATUS", "UNCOLLECTED", "Cell", "Errand", "live"]
+
+# Messages to the warden: one letter, then a fixed structure.
+READY = b"R"
+STARTED = b"S"
+STARTED_HEAD = struct.Struct("<d")  # monotonic seconds; the text of our CPU counter file follows
+EXITED = b"X"
+STATUS = struct.Struct("<di??")  # monotonic seconds, wait status, disk full, collected
+UNCOLLECTED = b"C"
+FAILED = b"F"
+_LONGEST_COMPLAINT = 3800  # bytes
+
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP_RUNNING = 0x41
+_GO = b"G"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What a PID 1 is born with."""
+
+    stage: Stage
+    image: Image
+    seccomp: bytes
+    own_uids: bool
+    """Whether ids other than the tenant's are mapped; not so when we are an ordinary user."""
+    processes_in_group: bool
+    """Whether a control group counts processes."""
+    title: tuple[int, int, int, int]
+    """Of `kernel.find_process_title`."""
+    control: int
+    joins: tuple[int, ...]
+    cpu_stat: int | None
+    stdout: int
+    stderr: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errand:
+    """What a sandbox is to do: the warden's message, taken apart. The warden has checked it."""
+
+    argv: list[str]
+    env: Mapping[str, str]
+    cwd: str
+    disk_bytes: int
+    disk_inodes: int
+    processes: int
+    open_files: int
+    stack_bytes: int
+    unpack: list[int]
+    """Bundles to unpack into `cwd`, in this order."""
+    stdin: int
+    collect: int | None
+    """Memory file for the working directory's bundle, or `None`."""
+
+
+def live(cell: Cell) -> NoReturn:
+    """Be PID 1 of a new sandbox until its process has ended. Never returns."""
+    try:
+        _settle(cell)
+        os.write(cell.control, READY)
+        errand = _await_errand(cell)
+        fit_sandbox_root(disk_bytes=errand.disk_bytes, disk_inodes=errand.disk_inodes, cwd=errand.cwd)
+        _give_up_privileges(cell)
+        os.write(cell.control, STARTED + STARTED_HEAD.pack(time.monotonic()) + _cpu_counter(cell))
+        _mind(cell, errand, _start_tenant(cell, errand))
+    except BaseException as error:  # whatever it is, the warden must hear of it
+        _complain(cell, f"{type(error).__name__}: {error}")
+    os._exit(1)
+
+
+def _await_errand(cell: Cell) -> Errand:
+    with socket.socket(fileno=os.dup(cell.control)) as control:
+        received = protocol.receive(control)
+    if received is None:
+        os._exit(0)  # not needed any more
+    message, descriptors = received
+    collect = descriptors.pop() if message.pop("collect") else None
+    return Errand(**message, unpack=descriptors[:-1], stdin=descriptors[-1], collect=collect)
+
+
+def _complain(cell: Cell, text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(cell.control, FAILED + text.encode(errors="replace")[:_LONGEST_COMPLAINT])
+
+
+def _settle(cell: Cell) -> None:
+    """Build the sandbox around ourselves. The order matters; each step says why it stands where it does."""
+    keep = {cell.control, cell.stdout, cell.stderr, *cell.joins}
+    _close_all_but(keep | ({cell.cpu_stat} if cell.cpu_stat is not None else set()))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)  # the warden's handlers are not ours
+    for fd in cell.joins:  # first, so that everything from here on is charged to the sandbox
+        os.write(fd, b"0")
+        os.close(fd)
+    if os.read(cell.control, 1) != _GO:  # the warden has written our id maps
+        raise OSError("the warden went away")
+    kernel.unshare(kernel.CLONE_NEWCGROUP)  # after joining: our group is the root of what is seen
+    if cell.own_uids:
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    kernel.set_parent_death_signal(signal.SIGKILL)  # after the ids: changing them clears it
+    kernel.seal_process_title("init", cell.title)
+    kernel.drop_bounding_set()
+    socket.sethostname("sandbox")
+    _raise_loopback()
+    os.setsid()
+    enter_sandbox_root(cell.stage, cell.image)
+
+
+def _close_all_but(keep: set[int]) -> None:
+    last = -1
+    for fd in sorted(keep):
+        kernel.close_range(last + 1, fd - 1)
+        last = fd
+    kernel.close_range(last + 1)
+
+
+def _raise_loopback() -> None:
+    """Set the interface `lo` of our network namespace up; it is the only one there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        fcntl.ioctl(probe, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP_RUNNING))
+
+
+def _give_up_privileges(cell: Cell) -> None:
+    """From here on PID 1 can do no more than the tenant.
+
+    It has the tenant's user id and yet is out of its reach: signals from inside do not touch a PID 1 that has no
+    handlers (pid_namespaces(7)), and nobody may look into a process that is not dumpable.
+    """
+    if cell.own_uids:
+        os.setgroups([])
+        os.setresgid(UID, UID, UID)
+        os.setresuid(UID, UID, UID)
+    kernel.drop_capabilities()
+    kernel.set_no_new_privileges()
+    kernel.set_dumpable(dumpable=False)
+    kernel.set_parent_death_signal(signal.SIGKILL)  # after the ids: changing them clears it
+
+
+def _cpu_counter(cell: Cell) -> bytes:
+    """What CPU time our own work has cost so far, for the warden to subtract."""
+    return b"" if cell.cpu_stat is None else os.pread(cell.cpu_stat, 2048, 0)
+
+
+def _start_tenant(cell: Cell, errand: Errand) -> int:
+    """Put the program's files in place and start it; returns its pid.
+
+    The tenant's process is spawned, not forked: a fork would copy our memory only for execve to throw it away.
+    What it inherits beside the three descriptors (limits, filter, ids, working directory) is what we have by now.
+    """
+    os.chdir(errand.cwd)
+    streams = (errand.stdin, cell.stdout, cell.stderr)
+    try:
+        for source in errand.unpack:
+            bundle.unpack(source, ".")
+        _close_all_but({*streams, cell.control} | ({errand.collect} if errand.collect is not None else set()))
+        _set_rlimits(cell, errand)
+        kernel.set_seccomp(cell.seccomp)
+        return os.posix_spawn(
+            _program(errand),
+            errand.argv,
+            errand.env,
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),  # Python ignores them, and execve would hand that on
+        )
+    except (OSError, bundle.BundleError) as error:
+        # Most likely the tenant's own doing (no such program, disk full): told and counted as a shell does.
+        with contextlib.suppress(OSError):
+            os.write(cell.stderr, f"cannot start {errand.argv[0]}: {error}\n".encode(errors="replace"))
+        _end(cell, errand, (127 if isinstance(error, FileNotFoundError) else 126) << 8)
+
+
+def _program(errand: Errand) -> str:
+    """The program's path, looked for in the tenant's own PATH."""
+    name = errand.argv[0]
+    if "/" in name:
+        return name
+    for directory in errand.env.get("PATH", "/usr/bin:/bin").split(":"):
+        if os.access(f"{directory}/{name}", os.X_OK):
+            return f"{directory}/{name}"
+    raise FileNotFoundError("no such program in the sandbox")
+
+
+def _set_rlimits(cell: Cell, errand: Errand) -> None:
+    """Second walls beside the control groups, and what those do not cover. See getrlimit(2)."""
+    for kind, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, errand.disk_bytes),
+        (resource.RLIMIT_NOFILE, errand.open_files),
+        (resource.RLIMIT_STACK, errand.stack_bytes),
+        # Counted in our user namespace alone since Linux 5.14. Where there is a control group it shall refuse first,
+        # for it keeps count of that: hence the room, which forks under way at the same moment use up.
+        (resource.RLIMIT_NPROC, errand.processes * 2 + 16 if cell.processes_in_group else errand.processes + 1),
+        (resource.RLIMIT_MEMLOCK, 64 * 1024),
+        (resource.RLIMIT_MSGQUEUE, 800 * 1024),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        most = value if hard == resource.RLIM_INFINITY else min(value, hard)  # raising it takes a privilege
+        resource.setrlimit(kind, (most, most))
+
+
+def _mind(cell: Cell, errand: Errand, tenant: int) -> NoReturn:
+    """Reap until the tenant's process has ended, then report it and take the rest of the sandbox with us."""
+    _close_all_but({cell.control} | ({errand.collect} if errand.collect is not None else set()))
+    while True:
+        pid, status = os.wait()
+        if pid == tenant:
+            break
+    _end(cell, errand, status)
+
+
+def _end(cell: Cell, errand: Errand, status: int) -> NoReturn:
+    """Report the wait status of the tenant's process and end, with everything that is left in the sandbox."""
+    ended = time.monotonic()
+    disk = os.statvfs("/dev/shm")  # the same file system as everything that can be written
+    collected = False
+    if errand.collect is not None and status == 0:
+        _end_all_others()
+        try:
+            bundle.collect(errand.cwd, errand.collect, errand.disk_bytes)
+            collected = True
+        except (bundle.BundleError, OSError) as error:
+            os.write(cell.control, UNCOLLECTED + str(error).encode(errors="replace")[:_LONGEST_COMPLAINT])
+    os.write(cell.control, EXITED + STATUS.pack(ended, status, disk.f_bfree == 0 or disk.f_ffree == 0, collected))
+    os._exit(0)
+
+
+def _end_all_others() -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()

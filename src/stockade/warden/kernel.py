@@ -1,0 +1,270 @@
+"""System calls that the standard library lacks, over ctypes.
+
+`PyDLL` keeps the interpreter lock: the warden has one thread, and a child that is forked inside a call must
+find the lock as it was.
+"""
+
+import ctypes
+import os
+import platform
+
+__all__ = [
+    "CLONE_NEWCGROUP",
+    "CLONE_NEWIPC",
+    "CLONE_NEWNET",
+    "CLONE_NEWNS",
+    "CLONE_NEWPID",
+    "CLONE_NEWUSER",
+    "CLONE_NEWUTS",
+    "MNT_DETACH",
+    "MOUNT_ATTR_NODEV",
+    "MOUNT_ATTR_NOEXEC",
+    "MOUNT_ATTR_NOSUID",
+    "MOUNT_ATTR_RDONLY",
+    "MS_BIND",
+    "MS_NODEV",
+    "MS_NOEXEC",
+    "MS_NOSUID",
+    "MS_PRIVATE",
+    "MS_RDONLY",
+    "MS_REC",
+    "MS_REMOUNT",
+    "clone",
+    "close_range",
+    "drop_bounding_set",
+    "drop_capabilities",
+    "find_process_title",
+    "mount",
+    "pivot_root",
+    "seal_process_title",
+    "set_attributes",
+    "set_dumpable",
+    "set_no_new_privileges",
+    "set_parent_death_signal",
+    "set_seccomp",
+    "set_subreaper",
+    "umount",
+    "unshare",
+]
+
+# <linux/sched.h>
+CLONE_NEWNS = 0x0002_0000
+CLONE_NEWCGROUP = 0x0200_0000
+CLONE_NEWUTS = 0x0400_0000
+CLONE_NEWIPC = 0x0800_0000
+CLONE_NEWUSER = 0x1000_0000
+CLONE_NEWPID = 0x2000_0000
+CLONE_NEWNET = 0x4000_0000
+
+# <linux/mount.h>
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
+MOUNT_ATTR_RDONLY = 1
+MOUNT_ATTR_NOSUID = 2
+MOUNT_ATTR_NODEV = 4
+MOUNT_ATTR_NOEXEC = 8
+AT_RECURSIVE = 0x8000
+AT_FDCWD = -100
+
+# <linux/prctl.h>
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+SECCOMP_MODE_FILTER = 2
+
+_NUMBERS = {
+    "x86_64": {"clone": 56, "pivot_root": 155},
+    "aarch64": {"clone": 220, "pivot_root": 41},
+}[platform.machine()]
+_CLOSE_RANGE = 436
+_MOUNT_SETATTR = 442
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+class _FilterProgram(ctypes.Structure):
+    """struct sock_fprog"""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def clone(flags: int, signal: int) -> int:
+    """Fork into the namespaces of *flags* at once: the child's pid in the parent, 0 in the child. See clone(2)."""
+    return _check(
+        _syscall(ctypes.c_long(_NUMBERS["clone"]), ctypes.c_ulong(flags | signal), None, None, None, None),
+        "clone",
+    )
+
+
+def unshare(flags: int) -> None:
+    """See unshare(2)."""
+    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int = 0, options: str | None = None) -> None:
+    """See mount(2)."""
+    _check(
+        _libc.mount(
+            source.encode(),
+            target.encode(),
+            None if kind is None else kind.encode(),
+            ctypes.c_ulong(flags),
+            None if options is None else options.encode(),
+        ),
+        f"mount {kind or 'bind'} on {target}",
+    )
+
+
+def umount(target: str, flags: int) -> None:
+    """See umount2(2)."""
+    _check(_libc.umount2(target.encode(), ctypes.c_int(flags)), f"umount {target}")
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """See pivot_root(2)."""
+    _check(
+        _syscall(ctypes.c_long(_NUMBERS["pivot_root"]), new_root.encode(), put_old.encode()), f"pivot_root {new_root}"
+    )
+
+
+def set_attributes(path: str, attributes: int) -> None:
+    """Set `MOUNT_ATTR_…` on the mount at *path* and on all below it. See mount_setattr(2), Linux 5.12."""
+    attr = _MountAttr(attr_set=attributes)
+    _check(
+        _syscall(
+            ctypes.c_long(_MOUNT_SETATTR),
+            ctypes.c_int(AT_FDCWD),
+            path.encode(),
+            ctypes.c_uint(AT_RECURSIVE),
+            ctypes.byref(attr),
+            ctypes.c_size_t(ctypes.sizeof(attr)),
+        ),
+        f"mount_setattr {path}",
+    )
+
+
+def close_range(first: int, last: int = 0xFFFF_FFFF) -> None:
+    """Close every descriptor from *first* to *last*. See close_range(2), Linux 5.9."""
+    if first <= last:
+        _check(
+            _syscall(ctypes.c_long(_CLOSE_RANGE), ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0)),
+            "close_range",
+        )
+
+
+def _prctl(option: int, value: int, what: str) -> None:
+    _check(
+        _libc.prctl(
+            ctypes.c_int(option), ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)
+        ),
+        what,
+    )
+
+
+def set_parent_death_signal(signal: int) -> None:
+    """Have the kernel send *signal* to us when our parent dies. Any change of ids clears it: set it after those."""
+    _prctl(PR_SET_PDEATHSIG, signal, "prctl PR_SET_PDEATHSIG")
+
+
+def set_dumpable(*, dumpable: bool) -> None:
+    """Whether others of our uid may read our memory and `/proc` entries."""
+    _prctl(PR_SET_DUMPABLE, int(dumpable), "prctl PR_SET_DUMPABLE")
+
+
+def set_subreaper() -> None:
+    """Become the parent of orphaned descendants."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1, "prctl PR_SET_CHILD_SUBREAPER")
+
+
+def set_no_new_privileges() -> None:
+    """No execve of ours or of our children gains privileges from now on."""
+    _prctl(PR_SET_NO_NEW_PRIVS, 1, "prctl PR_SET_NO_NEW_PRIVS")
+
+
+def set_seccomp(program: bytes) -> None:
+    """Install a filter (`seccomp.build`); there is no way back. Needs `set_no_new_privileges` first."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = _FilterProgram(length=len(program) // 8, filter=ctypes.addressof(buffer))
+    _check(
+        _libc.prctl(
+            ctypes.c_int(PR_SET_SECCOMP),
+            ctypes.c_ulong(SECCOMP_MODE_FILTER),
+            ctypes.byref(fprog),
+            ctypes.c_ulong(0),
+            ctypes.c_ulong(0),
+        ),
+        "prctl PR_SET_SECCOMP",
+    )
+
+
+def drop_bounding_set() -> None:
+    """Take every capability out of the bounding set, so that no file can give one back."""
+    for capability in range(64):
+        if _libc.prctl(
+            ctypes.c_int(PR_CAPBSET_DROP),
+            ctypes.c_ulong(capability),
+            ctypes.c_ulong(0),
+            ctypes.c_ulong(0),
+            ctypes.c_ulong(0),
+        ):
+            return  # EINVAL: one past the last that this kernel knows
+
+
+def drop_capabilities() -> None:
+    """Empty the effective, permitted and inheritable sets (and with them the ambient one). See capset(2)."""
+    header = (ctypes.c_uint32 * 2)(0x2008_0522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    data = (ctypes.c_uint32 * 6)()
+    _check(_libc.capset(ctypes.byref(header), ctypes.byref(data)), "capset")
+
+
+def find_process_title() -> tuple[int, int, int, int]:
+    """Where our argument list and our initial environment lie in memory: two (start, end) pairs.
+
+    Fields 48-51 of proc_pid_stat(5). They are the same in a child, which so need not look them up.
+    """
+    with open("/proc/self/stat", "rb") as stat:
+        numbers = stat.read().rpartition(b")")[2].split()  # the name, before it, may hold blanks
+    start, end, env_start, env_end = (int(n) for n in numbers[45:49])
+    return start, end, env_start, env_end
+
+
+def seal_process_title(title: str, where: tuple[int, int, int, int]) -> None:
+    """Overwrite our argument list and initial environment in memory, where `/proc/<pid>/cmdline` reads them.
+
+    They stay readable to those who may look at the process; ours name paths of the host.
+    """
+    start, end, env_start, env_end = where
+    if start and end > start:
+        text = title.encode()[: end - start - 1]
+        ctypes.memset(start, 0, end - start)
+        ctypes.memmove(start, text, len(text))
+    if env_start and env_end > env_start:
+        ctypes.memset(env_start, 0, env_end - env_start)

@@ -1,0 +1,180 @@
+"""Mounts: the warden's own bare root, and the root of each sandbox.
+
+The warden leaves the host's file system behind when it starts: its mount namespace holds the images, a few device
+nodes, `/proc`, and nothing else. A sandbox's namespace is a copy of that one, so that there is little to copy and
+nothing of the host to reach if the last step were ever to go wrong.
+"""
+
+import contextlib
+import os
+import stat
+from dataclasses import dataclass
+
+from . import kernel
+from .image import HOME, UID, Image, make_host_image
+
+__all__ = ["Stage", "enter_sandbox_root", "make_stage"]
+
+_DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+_DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+# Windows into the host that anybody may look through (Docker's list, and what else tells of other tenants). What only
+# root may open needs no mask: the host's root is nobody in a sandbox's user namespace.
+_MASKED = (
+    "acpi", "asound", "diskstats", "interrupts", "kcore", "key-users", "keys", "latency_stats", "partitions",
+    "pressure", "sched_debug", "schedstat", "scsi", "softirqs", "swaps", "sysrq-trigger", "timer_list", "timer_stats",
+)  # fmt: skip
+_STAGE = "/tmp"  # any directory that exists: our tmpfs covers it in our namespace only
+_SPARE_INODES = 32  # beyond the limit: for the directories that we make ourselves
+# What a tenant may write to, made before there is anything of the image's: (path, mode, owner).
+_OWN_DIRECTORIES = ((HOME, 0o700, UID), ("/code", 0o755, UID), ("/tmp", 0o1777, 0), ("/var/tmp", 0o1777, 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What the warden prepared, as paths in its own bare root."""
+
+    images: dict[str, Image]
+    masked: tuple[tuple[str, str], ...]
+    """(empty source, path) pairs for `/proc`."""
+
+
+def make_stage(host_paths: tuple[str, ...]) -> Stage:
+    """Move this process into a bare root that holds the images. Needs CAP_SYS_ADMIN in our user namespace.
+
+    Order: private mount namespace; tmpfs; images and devices on it; pivot; the host's tree is detached.
+    """
+    kernel.unshare(kernel.CLONE_NEWNS)
+    kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    kernel.mount("stockade", _STAGE, "tmpfs", kernel.MS_NOSUID, "mode=755,size=64m")
+    for name in ("dev", "proc", "host", "empty", "sandbox", "image", "old"):
+        os.mkdir(f"{_STAGE}/{name}", 0o755)
+    with open(f"{_STAGE}/nothing", "wb"):
+        pass
+    os.chmod(f"{_STAGE}/nothing", 0o444)
+    # All of it: the kernel lets a user namespace mount a new /proc only where it already sees a whole one.
+    kernel.mount("/proc", f"{_STAGE}/proc", None, kernel.MS_BIND | kernel.MS_REC)
+    _make_devices(f"{_STAGE}/dev")
+    host = make_host_image(f"{_STAGE}/image/host", "", host_paths)
+    kernel.pivot_root(_STAGE, f"{_STAGE}/old")
+    os.chdir("/")
+    kernel.umount("/old", kernel.MNT_DETACH)
+    os.rmdir("/old")
+    host = Image(
+        name=host.name,
+        lower=host.lower.removeprefix(_STAGE),
+        binds=tuple((source.removeprefix(_STAGE), target) for source, target in host.binds),
+    )
+    masked = tuple(
+        ("/empty" if os.path.isdir(f"/proc/{name}") else "/nothing", f"proc/{name}")
+        for name in _MASKED
+        if os.path.lexists(f"/proc/{name}") and os.stat(f"/proc/{name}").st_mode & stat.S_IROTH
+    )
+    return Stage(
+        images={"host": host},
+        masked=masked,
+    )
+
+
+def _make_devices(directory: str) -> None:
+    """A `/dev` for all sandboxes to share, read-only: nodes where we may make them, else the host's own, bound."""
+    for name, (major, minor) in _DEVICES.items():
+        path = f"{directory}/{name}"
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(major, minor))
+            os.chmod(path, 0o666)
+        except PermissionError:  # in a user namespace nobody may make device nodes
+            with open(path, "wb"):
+                pass
+            kernel.mount(f"/dev/{name}", path, None, kernel.MS_BIND)
+    for name, target in _DEVICE_LINKS.items():
+        os.symlink(target, f"{directory}/{name}")
+    for name in ("pts", "shm"):
+        os.mkdir(f"{directory}/{name}", 0o755)
+    # A mount of its own, so that one bind shows it with its flags.
+    kernel.mount(directory, directory, None, kernel.MS_BIND | kernel.MS_REC)
+    kernel.set_attributes(directory, kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC)
+
+
+def enter_sandbox_root(stage: Stage, image: Image) -> None:
+    """Build the root of a sandbox and move this process into it. Runs as root of the sandbox's user namespace.
+
+    One tmpfs holds everything that can be written: its size and inode limits are the disk's, and its pages are
+    charged to the sandbox's memory.
+    """
+    disk = "/sandbox"
+    kernel.mount(
+        "disk",
+        disk,
+        "tmpfs",
+        kernel.MS_NOSUID | kernel.MS_NODEV,
+        "mode=755,size=1m,nr_inodes=64",  # just for what we make ourselves; `fit_sandbox_root` sets the real size
+    )
+    os.umask(0)
+    for name, mode in (("upper", 0o755), ("work", 0o755), ("root", 0o755), ("shm", 0o1777)):
+        os.mkdir(f"{disk}/{name}", mode)
+    for path, mode, owner in _OWN_DIRECTORIES:
+        os.makedirs(f"{disk}/upper{os.path.dirname(path)}", 0o755, exist_ok=True)
+        _make_directory(f"{disk}/upper{path}", mode, owner)
+    root = f"{disk}/root"
+    # userxattr: in a user namespace overlayfs cannot keep its marks in trusted attributes. See overlayfs.rst.
+    kernel.mount(
+        "root",
+        root,
+        "overlay",
+        kernel.MS_NOSUID | kernel.MS_NODEV,
+        f"lowerdir={image.lower},upperdir={disk}/upper,workdir={disk}/work,userxattr,xino=off",
+    )
+    for source, target in image.binds:
+        kernel.mount(source, f"{root}/{target}", None, kernel.MS_BIND | kernel.MS_REC)
+    kernel.mount("/dev", f"{root}/dev", None, kernel.MS_BIND | kernel.MS_REC)
+    pts_options = "newinstance,ptmxmode=0666,mode=620"
+    kernel.mount("devpts", f"{root}/dev/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, pts_options)
+    kernel.mount(f"{disk}/shm", f"{root}/dev/shm", None, kernel.MS_BIND)
+    proc_flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    # hidepid: other users' processes (ours, PID 1) are not listed and cannot be looked into.
+    kernel.mount("proc", f"{root}/proc", "proc", proc_flags, "hidepid=invisible")
+    for source, target in stage.masked:
+        kernel.mount(source, f"{root}/{target}", None, kernel.MS_BIND)
+    # The rest of /proc that can be written belongs to the host's root; of this, parts belong to the namespace's.
+    sysctls = f"{root}/proc/sys"
+    kernel.mount(sysctls, sysctls, None, kernel.MS_BIND)
+    kernel.mount("none", sysctls, None, kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY | proc_flags)
+    os.chdir(root)
+    # Both at one place: the old root lands on top of the new one and is detached from there. See pivot_root(2).
+    kernel.pivot_root(".", ".")
+    kernel.umount(".", kernel.MNT_DETACH)
+    os.chdir("/")
+    os.umask(0o022)
+
+
+def fit_sandbox_root(*, disk_bytes: int, disk_inodes: int, cwd: str) -> None:
+    """Give the disk its real size and make the working directory: what differs from one sandbox to the next.
+
+    Runs inside, before anything of the tenant's is there, while this process still has its privileges.
+    """
+    kernel.mount(
+        "none", "/dev/shm", None, kernel.MS_REMOUNT | kernel.MS_NOSUID | kernel.MS_NODEV,
+        f"size={disk_bytes},nr_inodes={disk_inodes + _SPARE_INODES}",
+    )  # fmt: skip
+    if not os.path.isdir(cwd):
+        os.makedirs(os.path.dirname(cwd), 0o755, exist_ok=True)
+        _make_directory(cwd, 0o755, UID)
+
+
+def _make_directory(path: str, mode: int, owner: int) -> None:
+    """A directory that may be written to, made in the upper layer before anything is merged with it.
+
+    What the image has there is owned by a user whom this namespace does not know: nothing could be made in it. And
+    a link in an image cannot lead us astray where there is no image yet.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    os.chmod(path, mode)
+    if owner:
+        os.chown(path, owner, owner)

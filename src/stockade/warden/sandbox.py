@@ -1,0 +1,216 @@
+"""One run from the outside: its deadlines, its output, its end."""
+
+import fcntl
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import init, protocol
+from .cell import Cell
+from .cgroups import Group, GroupLimits
+from .request import Refused, RunRequest
+
+__all__ = ["Output", "Sandbox"]
+
+_SETUP_S = 20.0  # a sandbox that has not come up by then never will
+_LEAST_CPU_CHECK_S = 0.005
+_SPLICE = 1 << 20
+_SPLICES_A_TURN = 8  # then the other sandboxes have theirs
+
+
+@dataclass
+class Output:
+    """One stream: a pipe that is emptied into a memory file, up to a limit."""
+
+    pipe: int | None
+    most: int
+    file: int | None = None
+    """Made with the first byte."""
+    size: int = 0
+    truncated: bool = False
+
+    def pump(self, null: int, *, to_the_end: bool = False) -> bool:
+        """Move what the pipe holds, by reference where the kernel can; False when the pipe has ended.
+
+        What is beyond the limit is thrown away and marks the stream as truncated. Our own memory does not grow.
+        """
+        if self.pipe is None:
+            return False
+        turns = _SPLICES_A_TURN
+        while turns or to_the_end:
+            turns -= 1
+            room = self.most - self.size
+            try:
+                if room > 0:
+                    if self.file is None:
+                        self.file = protocol.memory_file("output")
+                    moved = os.splice(self.pipe, self.file, min(room, _SPLICE), flags=os.SPLICE_F_NONBLOCK)
+                    self.size += moved
+                else:
+                    moved = os.splice(self.pipe, null, _SPLICE, flags=os.SPLICE_F_NONBLOCK)
+                    self.truncated = self.truncated or moved > 0
+            except BlockingIOError:
+                return True
+            if moved == 0:
+                return False
+        return True
+
+    def close_pipe(self) -> None:
+        if self.pipe is not None:
+            os.close(self.pipe)
+            self.pipe = None
+
+    def close(self) -> None:
+        self.close_pipe()
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Sandbox:
+    """A cell with its errand. `finish` is called when its PID 1 has been reaped."""
+
+    request: RunRequest
+    cell: Cell
+    stdout: Output = field(init=False)
+    stderr: Output = field(init=False)
+    bundle: int | None = None
+    reason: str | None = None
+    """Why we ended it: the first limit that was reached, or `cancelled`."""
+    failure: Refused | None = None
+    """Why it could not be built, or what it left could not be kept."""
+    began: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    ended: float | None = None
+    status: int | None = None
+    disk_full: bool = False
+    collected: bool = False
+    _cpu_base: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        out, err = self.cell.outputs
+        self.cell.outputs = (-1, -1)  # ours now
+        self.stdout = Output(pipe=out, most=self.request.output_bytes)
+        self.stderr = Output(pipe=err, most=self.request.output_bytes)
+
+    def begin(self, descriptors: list[int]) -> None:
+        """Set the limits and send PID 1 on its errand. *descriptors* stay the caller's.
+
+        Raises:
+            OSError: the cell is dead, or its limits cannot be set; end it.
+        """
+        request, cell = self.request, self.cell
+        cell.host.cgroups.limit(
+            cell.group,
+            cell.pid,
+            # One more process than asked for: PID 1 is ours.
+            GroupLimits(memory_bytes=request.memory_bytes, processes=request.processes + 1, cpus=request.cpus),
+        )
+        passed = list(descriptors)
+        if request.collect:
+            self.bundle = protocol.memory_file("bundle")
+            passed.append(self.bundle)
+        protocol.send(cell.control, request.errand(), tuple(passed))
+
+    @property
+    def oom_event(self) -> int | None:
+        return self.cell.group.oom_event
+
+    def kill(self, reason: str) -> None:
+        """End the sandbox with everything in it; the first reason stands."""
+        if self.reason is None:
+            self.reason = reason
+            if self.ended is None:
+                self.ended = time.monotonic()
+        self.cell.kill()
+
+    def read_control(self) -> bool:
+        """Take the news from PID 1; False when there will be no more."""
+        while True:
+            try:
+                message = self.cell.control.recv(8192)
+            except BlockingIOError:
+                return True
+            except ConnectionResetError:
+                return False
+            if not message:
+                return False
+            kind, body = message[:1], message[1:]
+            if kind == init.STARTED:
+                (self.started,) = init.STARTED_HEAD.unpack_from(body)
+                self._cpu_base = self._parse_cpu(body[init.STARTED_HEAD.size :])
+            elif kind == init.EXITED:
+                ended, self.status, self.disk_full, self.collected = init.STATUS.unpack(body)
+                if self.reason is None:
+                    self.ended = ended
+            elif kind in (init.FAILED, init.UNCOLLECTED) and self.failure is None:
+                self.failure = Refused("fault" if kind == init.FAILED else "invalid", body.decode(errors="replace"))
+
+    @staticmethod
+    def _parse_cpu(text: bytes) -> tuple[int, int]:
+        values = dict(line.split() for line in text.splitlines() if line.count(b" ") == 1)
+        if values:
+            return int(values[b"user_usec"]), int(values[b"system_usec"])
+        return 0, int(text or 0) // 1000
+
+    def check(self, now: float) -> float:
+        """Enforce the deadlines; returns when to check again."""
+        if self.reason is not None or self.status is not None:
+            return now + 1.0
+        if self.started is None:
+            if now >= self.began + _SETUP_S:
+                self.failure = Refused("unavailable", f"the sandbox was not ready within {_SETUP_S:g} s")
+                self.kill("setup")
+            return self.began + _SETUP_S
+        wall_end = self.started + self.request.wall_s
+        if now >= wall_end:
+            self.kill("wall_time")
+            return now + 1.0
+        left_s = self.request.cpu_s - sum(self._cpu_us()) / 1e6
+        if left_s <= 0:
+            self.kill("cpu_time")
+            return now + 1.0
+        # It cannot use the rest up any sooner than on all processors at once.
+        rate = min(self.request.cpus, self.cell.host.processors)
+        return min(wall_end, now + max(_LEAST_CPU_CHECK_S, left_s / rate))
+
+    def _cpu_us(self) -> tuple[int, int]:
+        user, system = self.cell.group.cpu_us()
+        return max(0, user - self._cpu_base[0]), max(0, system - self._cpu_base[1])
+
+    def finish(self) -> tuple[dict[str, Any], list[int]]:
+        """What came of it, once PID 1 is reaped and with it everything inside: the answer and its descriptors."""
+        for output in (self.stdout, self.stderr):
+            output.pump(self.cell.host.null, to_the_end=True)
+        now = time.monotonic()
+        user, system = self._cpu_us()
+        descriptors = [o.file for o in (self.stdout, self.stderr) if o.size and o.file is not None]
+        if self.collected and self.bundle is not None:
+            fcntl.fcntl(self.bundle, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+            descriptors.append(self.bundle)
+        answer = {
+            "reason": self.reason,
+            "status": self.status,
+            "oom_kills": self.cell.group.oom_kills(),
+            "forks_refused": self.cell.group.forks_refused(),
+            "disk_full": self.disk_full,
+            "sizes": [self.stdout.size, self.stderr.size],
+            "truncated": [self.stdout.truncated, self.stderr.truncated],
+            "wall_s": max(0.0, (self.ended or now) - (self.started if self.started is not None else self.began)),
+            "cpu_user_us": user,
+            "cpu_system_us": system,
+            "memory_peak": self.cell.group.memory_peak(),
+            "collected": self.collected,
+        }
+        return answer, descriptors
+
+    def close(self) -> Group | None:
+        """Free everything; returns the group if the kernel is not done with it yet."""
+        self.stdout.close()
+        self.stderr.close()
+        if self.bundle is not None:
+            os.close(self.bundle)
+            self.bundle = None
+        return self.cell.free()

@@ -1,0 +1,365 @@
+"""The warden's loop: one thread, one epoll, no waiting anywhere else.
+
+Clients come over a UNIX socket and are told by the kernel who they are (SO_PEERCRED). Each run's control socket, output
+pipes, end and deadlines are watched here. What a client asked for ends with the client.
+"""
+
+import contextlib
+import heapq
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import protocol
+from .cell import Cell, Host
+from .request import Refused, RunRequest
+from .sandbox import Output, Sandbox
+
+__all__ = ["Server"]
+
+_UCRED = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
+_MOST_RUNS = 4096  # a client's at once
+_RETRY_S = 0.05  # for groups that the kernel still held
+
+
+@dataclass(eq=False)
+class _Client:
+    connection: socket.socket
+    runs: dict[int, Sandbox] = field(default_factory=dict)
+    outbox: deque[tuple[dict[str, Any], tuple[int, ...]]] = field(default_factory=deque)
+    """Answers that the client was too slow to take; at most one for each of its runs."""
+
+
+class Server:
+    """Serves clients until `stop` is called, or the last client is gone and `until_idle` is set."""
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        report: dict[str, Any],
+        listener: socket.socket | None,
+        clients: list[socket.socket],
+        allowed_uids: frozenset[int],
+        until_idle: bool,
+        cells: list[Cell],
+        most_cells: int,
+    ) -> None:
+        self._host = host
+        self._report = report
+        self._listener = listener
+        self._allowed_uids = allowed_uids
+        self._until_idle = until_idle
+        self._cells = cells
+        self._most_cells = most_cells
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._clients: set[_Client] = set()
+        self._sandboxes: dict[Sandbox, _Client] = {}
+        self._timers: list[tuple[float, int, Sandbox]] = []
+        self._count = 0
+        self._stopping = False
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._watch(self._wake_read, lambda _: self._woken())
+        if listener is not None:
+            listener.setblocking(False)
+            self._watch(listener.fileno(), lambda _: self._accept())
+        for connection in clients:
+            self._welcome(connection)
+
+    def stop(self) -> None:
+        """End every run and return from `serve`. May be called from a signal handler."""
+        self._stopping = True
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b".")
+
+    def serve(self) -> None:
+        """Serve until there is a reason to stop, then end every sandbox and remove what belongs to them."""
+        had_client = bool(self._clients)
+        while not self._stopping:
+            had_client = had_client or bool(self._clients)
+            if self._until_idle and had_client and not self._clients:
+                break
+            self._turn()
+        for client in list(self._clients):
+            self._dismiss(client)
+        for cell in self._cells:
+            cell.discard()
+        deadline = time.monotonic() + 5.0
+        while (self._sandboxes or self._host.cgroups.held) and time.monotonic() < deadline:
+            self._turn()
+        if self._listener is not None:
+            self._listener.close()
+
+    # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _turn(self) -> None:
+        ready = self._epoll.poll(0)
+        if not ready:
+            self._refill()  # nothing else to do right now
+            ready = self._epoll.poll(self._until_next_timer())
+        for fd, events in ready:
+            handler = self._handlers.get(fd)  # gone when an earlier event of this turn closed it
+            if handler is not None:
+                handler(events)
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            _, number, sandbox = heapq.heappop(self._timers)
+            if sandbox in self._sandboxes:
+                heapq.heappush(self._timers, (sandbox.check(now), number, sandbox))
+        if len(self._timers) > 64 + 4 * len(self._sandboxes):  # most belong to runs that are over
+            self._timers = [timer for timer in self._timers if timer[2] in self._sandboxes]
+            heapq.heapify(self._timers)
+        held = self._host.cgroups.held
+        if held:
+            held[:] = [group for group in held if not group.close()]
+
+    def _until_next_timer(self) -> float:
+        if len(self._cells) < self._most_cells and not self._stopping:
+            return 0
+        waits = [_RETRY_S] if self._host.cgroups.held else []
+        if self._timers:
+            waits.append(max(0.0, self._timers[0][0] - time.monotonic()))
+        return min(waits, default=-1)
+
+    def _watch(self, fd: int, handler: Callable[[int], None], events: int = select.EPOLLIN) -> None:
+        self._epoll.register(fd, events)
+        self._handlers[fd] = handler
+
+    def _forget(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 64)
+
+    # ── clients ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # gone again, or we are out of descriptors: the next turn tries again
+            return
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        _, uid, _ = _UCRED.unpack(credentials)
+        if uid not in self._allowed_uids:
+            connection.close()
+            return
+        self._welcome(connection)
+
+    def _welcome(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        client = _Client(connection)
+        self._clients.add(client)
+        self._watch(connection.fileno(), lambda events: self._attend(client, events))
+
+    def _attend(self, client: _Client, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._flush(client)
+        while client in self._clients:
+            try:
+                received = protocol.receive(client.connection)
+            except BlockingIOError:
+                return
+            except (OSError, protocol.ProtocolError):
+                self._dismiss(client)  # it does not speak our language: nothing it says can be relied on
+                return
+            if received is None:
+                self._dismiss(client)
+                return
+            message, descriptors = received
+            try:
+                self._obey(client, message, descriptors)
+            finally:
+                for fd in descriptors:
+                    os.close(fd)
+
+    def _obey(self, client: _Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        operation = message.get("op")
+        number = message.get("id", 0)
+        if operation == "run":
+            try:
+                self._run(client, RunRequest.parse(message, len(descriptors)), descriptors)
+            except Refused as refusal:
+                self._answer(client, _refusal(number, refusal))
+        elif operation == "cancel":
+            sandbox = client.runs.get(number) if isinstance(number, int) else None
+            if sandbox is not None:
+                sandbox.kill("cancelled")
+        elif operation == "hello":
+            if message.get("version") != protocol.VERSION:
+                other = Refused("unsupported", f"this warden speaks version {protocol.VERSION}")
+                self._answer(client, _refusal(number, other))
+            else:
+                self._answer(client, {"re": number, "ok": self._report})
+        else:
+            self._answer(client, _refusal(number, Refused("invalid", f"unknown operation {operation!r}")))
+
+    def _answer(self, client: _Client, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+        """Send, or keep for later; the descriptors stay the caller's."""
+        if not client.outbox:
+            try:
+                protocol.send(client.connection, message, descriptors)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._dismiss(client)
+                return
+            else:
+                return
+        client.outbox.append((message, tuple(os.dup(fd) for fd in descriptors)))
+        self._epoll.modify(client.connection.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def _flush(self, client: _Client) -> None:
+        while client.outbox:
+            message, descriptors = client.outbox[0]
+            try:
+                protocol.send(client.connection, message, descriptors)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._dismiss(client)
+                return
+            client.outbox.popleft()
+            for fd in descriptors:
+                os.close(fd)
+        self._epoll.modify(client.connection.fileno(), select.EPOLLIN)
+
+    def _dismiss(self, client: _Client) -> None:
+        """The client is gone: so are its runs."""
+        if client not in self._clients:
+            return
+        self._clients.discard(client)
+        self._forget(client.connection.fileno())
+        client.connection.close()
+        for _, descriptors in client.outbox:
+            for fd in descriptors:
+                os.close(fd)
+        client.outbox.clear()
+        for sandbox in client.runs.values():
+            sandbox.kill("cancelled")
+
+    # ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _run(self, client: _Client, request: RunRequest, descriptors: list[int]) -> None:
+        if request.id in client.runs:
+            raise Refused("invalid", f"id {request.id} is in use")
+        if len(client.runs) >= _MOST_RUNS:
+            raise Refused("unavailable", f"{_MOST_RUNS} runs at once are too many")
+        sandbox = self._begin(request, descriptors)
+        client.runs[request.id] = sandbox
+        self._sandboxes[sandbox] = client
+        self._watch(sandbox.cell.control.fileno(), lambda _: self._hear(sandbox))
+        self._watch(sandbox.cell.pidfd, lambda _: self._bury(sandbox))
+        for output in (sandbox.stdout, sandbox.stderr):
+            assert output.pipe is not None
+            self._watch(output.pipe, lambda events, output=output: self._pump(sandbox, output, events))  # type: ignore[misc]
+        if sandbox.oom_event is not None:
+            self._watch(sandbox.oom_event, lambda _: self._out_of_memory(sandbox))
+        self._schedule(sandbox)
+
+    def _begin(self, request: RunRequest, descriptors: list[int]) -> Sandbox:
+        """Give the errand to a cell that is ready, or else to a new one."""
+        while True:
+            spare = next((cell for cell in self._cells if cell.image == request.image), None)
+            if spare is not None:
+                self._cells.remove(spare)
+            sandbox = Sandbox(request=request, cell=spare or self._make_cell(request.image))
+            try:
+                sandbox.begin(descriptors)
+            except OSError as error:
+                sandbox.kill("setup")
+                os.waitpid(sandbox.cell.pid, 0)
+                held = sandbox.close()
+                if held is not None:
+                    self._host.cgroups.held.append(held)
+                if spare is None:
+                    raise Refused("fault", f"cannot start a sandbox: {error}") from error
+            except protocol.ProtocolError as error:  # longer by a few words than what came in
+                sandbox.kill("setup")
+                os.waitpid(sandbox.cell.pid, 0)
+                sandbox.close()
+                raise Refused("invalid", str(error)) from error
+            else:
+                return sandbox
+
+    def _make_cell(self, image: str) -> Cell:
+        self._count += 1
+        return Cell.make(self._host, image, f"cell-{self._count}")
+
+    def _refill(self) -> None:
+        """Make one cell ahead of demand."""
+        if len(self._cells) < self._most_cells and not self._stopping:
+            try:
+                self._cells.append(self._make_cell("host"))
+            except Refused:
+                self._most_cells -= 1  # the host is at its end: make them on demand, where the refusal can be told
+
+    def _schedule(self, sandbox: Sandbox) -> None:
+        self._count += 1  # a tie-breaker: sandboxes do not compare
+        heapq.heappush(self._timers, (sandbox.check(time.monotonic()), self._count, sandbox))
+
+    def _hear(self, sandbox: Sandbox) -> None:
+        was_started = sandbox.started is not None
+        if not sandbox.read_control():
+            self._forget(sandbox.cell.control.fileno())  # the other end is closed: its end comes by the pidfd
+        if sandbox.started is not None and not was_started:
+            self._schedule(sandbox)
+
+    def _pump(self, sandbox: Sandbox, output: Output, events: int) -> None:
+        was_truncated = output.truncated
+        pipe = output.pipe
+        more = bool(events & select.EPOLLIN) and output.pump(self._host.null)
+        if not more and pipe is not None:
+            self._forget(pipe)
+            output.close_pipe()
+        if output.truncated and not was_truncated and not sandbox.request.drop_output:
+            sandbox.kill("output")
+
+    def _out_of_memory(self, sandbox: Sandbox) -> None:
+        """v1: the kernel has killed, or is about to kill, one process; the others must not go on without it."""
+        if sandbox.oom_event is not None:
+            self._forget(sandbox.oom_event)
+        sandbox.kill("memory")
+
+    def _bury(self, sandbox: Sandbox) -> None:
+        """PID 1 has ended, and the kernel has ended all others in its namespace: collect, answer, free."""
+        cell = sandbox.cell
+        os.waitpid(cell.pid, 0)
+        client = self._sandboxes.pop(sandbox)
+        sandbox.read_control()
+        for fd in (cell.control.fileno(), cell.pidfd, sandbox.oom_event, sandbox.stdout.pipe, sandbox.stderr.pipe):
+            if fd is not None:
+                self._forget(fd)
+        answer, descriptors = sandbox.finish()
+        client.runs.pop(sandbox.request.id, None)
+        number = sandbox.request.id
+        if sandbox.failure is not None and sandbox.reason in (None, "setup") and not answer["oom_kills"]:
+            message = _refusal(number, sandbox.failure)
+            descriptors = []
+        else:
+            message = {"re": number, "ok": answer}
+        if client in self._clients:
+            self._answer(client, message, tuple(descriptors))
+        held = sandbox.close()
+        if held is not None:
+            self._host.cgroups.held.append(held)
+
+
+def _refusal(number: object, refusal: Refused) -> dict[str, Any]:
+    return {"re": number, "error": {"kind": refusal.kind, "message": str(refusal)}}
+
+
+def stop_on_signals(server: Server) -> None:
+    """SIGTERM and SIGINT end the server in good order."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
