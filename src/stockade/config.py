@@ -1,0 +1,390 @@
+"""The configuration: one frozen tree from defaults, a TOML file, the environment and options, each over the one before.
+
+Each field says itself what it is for; `docs/configuration.md` is generated from here (`make docs`).
+"""
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from stockade.model import Limits
+from stockade.settings import ConfigError, Given, Setting, construct, from_environment, from_table, read, setting
+from stockade.settings import describe as _describe
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "LogConfig",
+    "QueueConfig",
+    "SandboxConfig",
+    "ServerConfig",
+    "Setting",
+    "default_data_dir",
+    "describe",
+    "is_loopback",
+    "load",
+    "parse_address",
+    "setting",
+]
+
+SYSTEM_FILE = Path("/etc/stockade/stockade.toml")
+FILE_NAME = "stockade.toml"
+SECTIONS = ("server", "sandbox", "queue", "log", "dialects")
+
+_MIB = 1024 * 1024
+_GIB = 1024 * _MIB
+
+LIMITS_HELP = {
+    "wall_s": "Wall-clock time from the program's start.",
+    "cpu_s": "CPU time, user and system, of all processes together.",
+    "cpus": "CPU rate: how many processors' worth of time may be used at once.",
+    "memory_bytes": "Memory of all processes, page cache and files of the sandbox together; swap is closed.",
+    "processes": "Processes and threads alive at once.",
+    "disk_bytes": "Bytes that may be written to the sandbox's file system.",
+    "disk_inodes": "Files and directories that may be made.",
+    "open_files": "Open descriptors of one process.",
+    "stack_bytes": "Stack of a process's main thread.",
+    "output_bytes": "Bytes kept of each output stream.",
+}
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def default_data_dir() -> Path:
+    """/var/lib/stockade for root, else a directory in the user's home."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/stockade")
+    base = os.environ.get("XDG_DATA_HOME", "")
+    # The XDG specification tells to ignore relative paths.
+    home = Path(base) if base.startswith("/") else Path.home() / ".local" / "share"
+    return home / "stockade"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of "127.0.0.1:8000" or "[::1]:8000".
+
+    Raises:
+        ValueError: *text* is something else.
+    """
+    host, colon, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    bracketed = host != bare
+    if not colon or not bare or not port.isdecimal() or int(port) > 65535 or (":" in bare) != bracketed:
+        raise ValueError('must be HOST:PORT, like "127.0.0.1:8000" or "[::1]:8000"')
+    return bare, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener on *host*. A name other than localhost counts as reachable."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _level(text: str) -> str:
+    """A log level by any of its usual names; of a Rust filter ("info,hyper=warn"), the part for everything."""
+    names = {
+        "error": "error",
+        "warn": "warning",
+        "warning": "warning",
+        "info": "info",
+        "debug": "debug",
+        "trace": "debug",
+    }
+    for part in text.lower().split(","):
+        if part.strip() in names:
+            return names[part.strip()]
+    raise ValueError("must be error, warning, info or debug")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Where the server listens and whom it answers."""
+
+    host: str = setting(
+        "127.0.0.1",
+        help="Address of the merged server, which speaks every dialect. Anything but a loopback address can be "
+        "reached by others: they then need an API key.",
+    )
+    port: int = setting(
+        8080, env=("PORT",), at_least=0, at_most=65535, help="Port of the merged server; 0 takes a free one."
+    )
+    listen: Mapping[str, str] = setting(
+        factory=dict,
+        help="Dialects that also get an address of their own, where they answer exactly as their protocol says: "
+        '`isobox = "127.0.0.1:8000"`. Option: `--dialect NAME=HOST:PORT`.',
+    )
+    dialects: tuple[str, ...] = setting(
+        (), help="Dialects of the merged server; empty means every one that is installed."
+    )
+    api_key: str = setting(
+        "",
+        env=("STOCKADE_API_KEY",),
+        secret=True,
+        help="Presets the API key (at least 16 characters). Without it the first start makes one and prints it once.",
+    )
+    insecure: bool = setting(
+        False,
+        help="Answer without a key on addresses that others can reach, where the dialect's protocol has no "
+        "authentication of its own. Anyone who can connect can then run code.",
+    )
+    metrics_public: bool = setting(
+        False, help="Serve `/metrics` without a key also on addresses that others can reach."
+    )
+    trusted_hosts: tuple[str, ...] = setting(
+        (),
+        help="Further names in the `Host` header that are answered, beside the address itself and, on loopback, "
+        "localhost. `*` allows any. On loopback the check keeps web pages in a browser from reaching the server "
+        "by a name that they rebind.",
+    )
+    max_body_bytes: int = setting(
+        2 * _MIB, at_least=1024, help="Largest request body; a larger one is answered with 413."
+    )
+    body_timeout_s: float = setting(30.0, at_least=0.1, help="Time that a client has to send its request body.")
+    drain_s: float = setting(
+        30.0, at_least=0, help="After SIGTERM: time that running requests have to end before they are cancelled."
+    )
+    user: str = setting(
+        "",
+        help="When started as root: user to become once the ports are open and the warden runs. The data directory "
+        "stays root's. Capabilities are given up in any case.",
+    )
+    cors_enabled: bool = setting(False, env=("CORS_ENABLED",), help="Answer cross-origin requests of browsers.")
+    cors_allowed_origins: tuple[str, ...] = setting(
+        (), env=("CORS_ALLOWED_ORIGINS",), help="Origins that may read answers; `*` means any."
+    )
+    cors_allowed_methods: tuple[str, ...] = setting(
+        ("GET", "POST", "PUT", "DELETE", "OPTIONS"), env=("CORS_ALLOWED_METHODS",), help="Methods that they may use."
+    )
+    cors_allowed_headers: tuple[str, ...] = setting(
+        ("Content-Type", "Authorization", "X-API-Key"),
+        env=("CORS_ALLOWED_HEADERS",),
+        help="Request headers that they may send.",
+    )
+    cors_allow_credentials: bool = setting(
+        False, env=("CORS_ALLOW_CREDENTIALS",), help="Let browsers send cookies and HTTP credentials along."
+    )
+    cors_max_age_s: float = setting(
+        3600.0,
+        env=("CORS_MAX_AGE",),
+        at_least=0,
+        help="Time that a browser may keep the answer to a preflight request.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxConfig:
+    """What sandboxes are made of, and what they may use."""
+
+    backend: str = setting("native", help="Where sandboxes come from.")
+    defaults: Limits = setting(
+        Limits(
+            wall_s=10.0,
+            cpu_s=5.0,
+            cpus=1.0,
+            memory_bytes=128 * _MIB,
+            processes=50,
+            disk_bytes=64 * _MIB,
+            disk_inodes=10_000,
+            open_files=100,
+            stack_bytes=64 * _MIB,
+            output_bytes=1 * _MIB,
+        ),
+        help="Limits of a run that sets none itself; a language file may ask for others.",
+        members=LIMITS_HELP,
+    )
+    maximum: Limits = setting(
+        factory=lambda: Limits(
+            wall_s=300.0,
+            cpu_s=300.0,
+            cpus=float(processors()),
+            memory_bytes=4 * _GIB,
+            processes=1024,
+            disk_bytes=2 * _GIB,
+            disk_inodes=1_000_000,
+            open_files=4096,
+            stack_bytes=1 * _GIB,
+            output_bytes=64 * _MIB,
+        ),
+        help="The most that a request may ask for.",
+        members=LIMITS_HELP,
+        shown={"cpus": "the host's processors"},
+    )
+    host_paths: tuple[str, ...] = setting(
+        (),
+        help="Further directories of this machine that the `host` image shows, read-only. Every program can read all "
+        "that is in them.",
+    )
+    allow_unenforced: tuple[str, ...] = setting(
+        (),
+        help="Protections, by the names that `stockade doctor` prints, that you agree to go without where this machine "
+        "cannot enforce them.",
+    )
+    languages_dir: Path | None = setting(
+        None, help="Directory with further language files; one with the name of a language of ours replaces it."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueConfig:
+    """How many programs run at once, and who waits."""
+
+    places: int = setting(
+        factory=lambda: 8 * processors(),
+        shown="8 × the host's processors",
+        at_least=1,
+        help="Programs running at once.",
+    )
+    length: int = setting(1000, at_least=0, help="Requests that may wait for a place; further ones are refused.")
+    wait_s: float = setting(30.0, at_least=0.001, help="The longest wait for a place; then the request is refused.")
+    places_per_actor: int | None = setting(
+        None,
+        at_least=1,
+        shown="all places",
+        help="Places that one API key (or one address, without keys) may hold at once.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What the server says on standard error. Never code, output or keys."""
+
+    level: str = setting("info", env=("RUST_LOG",), parse=_level, help="`error`, `warning`, `info` or `debug`.")
+    format: Literal["auto", "console", "json"] = setting(
+        "auto", help="`auto` is `console` on a terminal and `json` elsewhere."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that can be configured."""
+
+    data_dir: Path = setting(
+        factory=default_data_dir,
+        shown="/var/lib/stockade as root, else $XDG_DATA_HOME/stockade or ~/.local/share/stockade",
+        help="Directory of all that must outlive the server; made with mode 0700. One server at a time uses it.",
+    )
+    server: ServerConfig = field(default_factory=ServerConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    dialects: Mapping[str, object] = field(default_factory=dict)
+    """The settings record of each dialect, by its name."""
+
+
+def describe(dialects: Mapping[str, type | None] | None = None) -> Iterator[Setting]:
+    """Every setting, those of *dialects* (settings class by name) at the end."""
+    yield from _describe(Config)
+    for name, cls in sorted((dialects or {}).items()):
+        if cls is not None:
+            yield from _describe(cls, f"dialects.{name}")
+
+
+def load(
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    options: Mapping[str, object] | None = None,
+    dialects: Mapping[str, type | None] | None = None,
+) -> Config:
+    """Read the configuration.
+
+    Args:
+        file: read this file; else the one that STOCKADE_CONFIG names, else the first that exists of
+            <data directory>/stockade.toml and /etc/stockade/stockade.toml.
+        environ: instead of the process's environment.
+        options: what the command line sets, by dotted key; members that are `None` are not set.
+        dialects: the settings class of each dialect, by name. With `None` the dialects' own settings are neither
+            checked nor read: a command that serves nothing need not import them.
+
+    Raises:
+        ConfigError: the file cannot be read, a setting is unknown or a value does not fit.
+    """
+    environ = os.environ if environ is None else environ
+    settings = {one.key: one for one in describe(dialects)}
+    sections = SECTIONS if dialects is not None else SECTIONS[:-1]
+    given: dict[str, Given] = {}
+    given_by_options = {
+        key: Given(value=read(settings[key], _plain(value), _option(key)), origin=_option(key))
+        for key, value in (options or {}).items()
+        if value is not None
+    }
+    given_by_environment = from_environment(environ, settings, sections)
+    located = {**given_by_environment, **given_by_options}.get("data_dir")
+    data_dir = Path(str(located.value)) if located else default_data_dir()
+    if path := _file(file, environ, data_dir):
+        given |= from_table(_table(path, skip_dialects=dialects is None), settings, str(path))
+    given |= given_by_environment
+    given |= given_by_options
+    config = construct(
+        Config, {key: one.value for key, one in given.items()} | {"dialects": _dialects(dialects, given)}
+    )
+    _check(config, given)
+    return config
+
+
+def _dialects(dialects: Mapping[str, type | None] | None, given: Mapping[str, Given]) -> dict[str, object]:
+    values = {key: one.value for key, one in given.items()}
+    return {
+        name: construct(cls, values, f"dialects.{name}") for name, cls in (dialects or {}).items() if cls is not None
+    }
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _option(key: str) -> str:
+    return f"option --{key.rpartition('.')[2].replace('_', '-')}"
+
+
+def _file(file: Path | None, environ: Mapping[str, str], data_dir: Path) -> Path | None:
+    named = file or (Path(environ["STOCKADE_CONFIG"]) if environ.get("STOCKADE_CONFIG") else None)
+    if named is not None:
+        return named
+    return next((path for path in (data_dir / FILE_NAME, SYSTEM_FILE) if path.is_file()), None)
+
+
+def _table(path: Path, *, skip_dialects: bool) -> dict[str, object]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
+    if skip_dialects:
+        table.pop("dialects", None)
+    return table
+
+
+def _check(config: Config, given: Mapping[str, Given]) -> None:
+    """What no single setting can tell by itself."""
+
+    def place(key: str) -> str:
+        return given[key].origin if key in given else key
+
+    for name, address in config.server.listen.items():
+        try:
+            parse_address(address)
+        except ValueError as error:
+            raise ConfigError(f"{place('server.listen')}: {name}: {error} (got {address!r})") from None
+    if config.server.api_key and len(config.server.api_key) < 16:
+        raise ConfigError(f"{place('server.api_key')}: must have at least 16 characters")
+    for name in (one.name for one in fields(Limits)):
+        default, maximum = getattr(config.sandbox.defaults, name), getattr(config.sandbox.maximum, name)
+        for key, value in ((f"sandbox.defaults.{name}", default), (f"sandbox.maximum.{name}", maximum)):
+            if value <= 0:
+                raise ConfigError(f"{place(key)}: must be greater than zero (got {value!r})")
+        # Lowering a maximum alone is fine: the default is cut to it. Asking for more than the maximum is a mistake.
+        if default > maximum and (key := f"sandbox.defaults.{name}") in given:
+            raise ConfigError(f"{place(key)}: {default:g} is above sandbox.maximum.{name}, {maximum:g}")
