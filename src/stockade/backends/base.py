@@ -35,6 +35,8 @@ class Feature:
     """What enforces it here, or why nothing can."""
     remedy: str = ""
     """What the operator can do about it; empty when it is enforced."""
+    required: bool = True
+    """Whether to refuse without it. Not so where it is a further wall behind others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,8 @@ class Report:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        return tuple(f.name for f in self.features if not f.enforced)
+        """What must be enforced and is not."""
+        return tuple(f.name for f in self.features if f.required and not f.enforced)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +64,7 @@ class BackendOptions:
     allow_unenforced: tuple[str, ...] = ()
     """Names of features that the operator agrees to go without."""
     warden_socket: Path | None = None
-    """Where a warden listens that somebody else started (`stockade warden`); where none does, ours is started and
-    ends with this process."""
+    """Where a warden listens that somebody else started; without one, ours is started and ends with this process."""
     embedded: bool = False
     """Start a warden for this process alone in any case."""
 

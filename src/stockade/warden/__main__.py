@@ -10,9 +10,10 @@ import socket
 import sys
 
 from . import kernel, seccomp
-from .cell import Cell, Host, IdRanges
+from .cell import Host, IdRanges
 from .cgroups import Cgroups
 from .image import ImageError
+from .mason import Mason
 from .mounts import make_stage
 from .report import make_report
 from .request import Refused
@@ -58,7 +59,13 @@ def main(argv: list[str]) -> int:
             title=kernel.find_process_title(),
             processors=os.cpu_count() or 1,
         )
-        trial = Cell.make(host, "host", "cell-0")
+        gc.collect()
+        gc.freeze()  # collections in children would copy these pages for nothing
+        mason = Mason(host)
+        mason.order("host")
+        trial = next(mason.delivered())
+        if isinstance(trial, Refused):
+            raise trial
         trial.until_ready(_TRIAL_S)  # a host on which sandboxes cannot be built is told now, not at the first run
     except (OSError, ImageError, Refused, KeyError, ValueError) as error:
         if cgroups is not None:
@@ -73,6 +80,7 @@ def main(argv: list[str]) -> int:
         # Inside our own user namespace the kernel shows its owner as 0.
         allowed_uids=frozenset({0, *arguments.allow_uid, uid} if own_uids else {0}),
         until_idle=arguments.until_idle,
+        mason=mason,
         cells=[trial],
         most_cells=arguments.cells,
     )
@@ -80,8 +88,6 @@ def main(argv: list[str]) -> int:
     if own_uids:  # else we could not write our children's id maps: their /proc entries would belong to root
         kernel.set_dumpable(dumpable=False)
     kernel.seal_process_title("stockade-warden", host.title)
-    gc.collect()
-    gc.freeze()  # collections in children would copy these pages for nothing
     _say(arguments.ready_fd, {"ok": True})
     try:
         server.serve()
@@ -134,7 +140,8 @@ def _become_root_of_a_namespace() -> None:
     """As an ordinary user: a user namespace in which we may do what root may do with its sandboxes."""
     uid, gid = os.getuid(), os.getgid()
     kernel.unshare(kernel.CLONE_NEWUSER)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+    maps = {"uid_map": f"0 {uid} 1", "gid_map": f"0 {gid} 1", "projid_map": f"0 {uid} 1"}
+    for name, text in {"setgroups": "deny", **maps}.items():
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
 

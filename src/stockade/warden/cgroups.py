@@ -146,7 +146,6 @@ class Group:
 
     def close(self) -> bool:
         """Remove the directories; False while the kernel still holds one."""
-        self.close_joins()
         if self.oom_event is not None:
             os.close(self.oom_event)
             self.oom_event = None
@@ -187,19 +186,21 @@ class Cgroups:
 
     def create(self, name: str) -> Group:
         """Make the groups of a sandbox, without limits yet. Nothing is left when that fails."""
-        trees: list[_Tree] = []
-        for tree in (self._memory, self._pids, self.cpu_time_tree):
-            if tree is not None and tree not in trees:
-                trees.append(tree)
-        group = Group(cgroups=self, name=name, trees=tuple(trees))
+        group = self.find(name)
         try:
-            for tree in trees:
+            for tree in group.trees:
                 os.mkdir(name, 0o755, dir_fd=tree.base)
                 group.joins.append(os.open(f"{name}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=tree.base))
         except BaseException:
+            group.close_joins()
             group.close()
             raise
         return group
+
+    def find(self, name: str) -> Group:
+        """The groups of a sandbox that `create` made, or will make, in this process or another."""
+        trees = dict.fromkeys(tree for tree in (self._memory, self._pids, self.cpu_time_tree) if tree is not None)
+        return Group(cgroups=self, name=name, trees=tuple(trees))
 
     def limit(self, group: Group, pid: int, limits: GroupLimits) -> None:
         """Set the limits of a group whose first process is *pid* and has nothing of a tenant's in it yet."""

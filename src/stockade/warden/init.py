@@ -24,21 +24,33 @@ from . import bundle, kernel, protocol
 from .image import UID, Image
 from .mounts import Stage, enter_sandbox_root, fit_sandbox_root
 
-__all__ = ["EXITED", "FAILED", "READY", "STARTED", "STARTED_HEAD", "STATUS", "UNCOLLECTED", "Cell", "Errand", "live"]
+__all__ = [
+    "EXITED",
+    "FAILED",
+    "GO",
+    "READY",
+    "STARTED",
+    "STARTED_HEAD",
+    "STATUS",
+    "UNCOLLECTED",
+    "Cell",
+    "Errand",
+    "live",
+]
 
 # Messages to the warden: one letter, then a fixed structure.
 READY = b"R"
 STARTED = b"S"
 STARTED_HEAD = struct.Struct("<d")  # monotonic seconds; the text of our CPU counter file follows
+GO = b"G"  # to PID 1: its ids are mapped
 EXITED = b"X"
-STATUS = struct.Struct("<di??")  # monotonic seconds, wait status, disk full, collected
+STATUS = struct.Struct("<di???")  # monotonic seconds, wait status, disk full, collected, nothing else is left
 UNCOLLECTED = b"C"
 FAILED = b"F"
 _LONGEST_COMPLAINT = 3800  # bytes
 
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP_RUNNING = 0x41
-_GO = b"G"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +98,7 @@ def live(cell: Cell) -> NoReturn:
         _settle(cell)
         os.write(cell.control, READY)
         errand = _await_errand(cell)
+        kernel.unshare(kernel.CLONE_NEWCGROUP)  # all groups are joined by now: ours are the roots of what is seen
         fit_sandbox_root(disk_bytes=errand.disk_bytes, disk_inodes=errand.disk_inodes, cwd=errand.cwd)
         _give_up_privileges(cell)
         os.write(cell.control, STARTED + STARTED_HEAD.pack(time.monotonic()) + _cpu_counter(cell))
@@ -119,9 +132,8 @@ def _settle(cell: Cell) -> None:
     for fd in cell.joins:  # first, so that everything from here on is charged to the sandbox
         os.write(fd, b"0")
         os.close(fd)
-    if os.read(cell.control, 1) != _GO:  # the warden has written our id maps
+    if os.read(cell.control, 1) != GO:  # the warden has written our id maps
         raise OSError("the warden went away")
-    kernel.unshare(kernel.CLONE_NEWCGROUP)  # after joining: our group is the root of what is seen
     if cell.own_uids:
         os.setgroups([])
         os.setresgid(0, 0, 0)
@@ -177,11 +189,13 @@ def _start_tenant(cell: Cell, errand: Errand) -> int:
     What it inherits beside the three descriptors (limits, filter, ids, working directory) is what we have by now.
     """
     os.chdir(errand.cwd)
-    streams = (errand.stdin, cell.stdout, cell.stderr)
+    streams: tuple[int, ...] = (errand.stdin, cell.stdout, cell.stderr)
     try:
         for source in errand.unpack:
             bundle.unpack(source, ".")
         _close_all_but({*streams, cell.control} | ({errand.collect} if errand.collect is not None else set()))
+        # The lowest numbers that are free: posix_spawn refuses those at or above the new RLIMIT_NOFILE.
+        streams = tuple(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in streams)
         _set_rlimits(cell, errand)
         kernel.set_seccomp(cell.seccomp)
         return os.posix_spawn(
@@ -214,7 +228,8 @@ def _program(errand: Errand) -> str:
 def _set_rlimits(cell: Cell, errand: Errand) -> None:
     """Second walls beside the control groups, and what those do not cover. See getrlimit(2)."""
     for kind, value in (
-        (resource.RLIMIT_CORE, 0),
+        # Not 0: where the host pipes core dumps to a program, only 1 keeps the kernel from starting it. See core(5).
+        (resource.RLIMIT_CORE, 1),
         (resource.RLIMIT_FSIZE, errand.disk_bytes),
         (resource.RLIMIT_NOFILE, errand.open_files),
         (resource.RLIMIT_STACK, errand.stack_bytes),
@@ -242,6 +257,7 @@ def _mind(cell: Cell, errand: Errand, tenant: int) -> NoReturn:
 def _end(cell: Cell, errand: Errand, status: int) -> NoReturn:
     """Report the wait status of the tenant's process and end, with everything that is left in the sandbox."""
     ended = time.monotonic()
+    alone = _is_alone()
     disk = os.statvfs("/dev/shm")  # the same file system as everything that can be written
     collected = False
     if errand.collect is not None and status == 0:
@@ -251,8 +267,20 @@ def _end(cell: Cell, errand: Errand, status: int) -> NoReturn:
             collected = True
         except (bundle.BundleError, OSError) as error:
             os.write(cell.control, UNCOLLECTED + str(error).encode(errors="replace")[:_LONGEST_COMPLAINT])
-    os.write(cell.control, EXITED + STATUS.pack(ended, status, disk.f_bfree == 0 or disk.f_ffree == 0, collected))
+    os.write(
+        cell.control, EXITED + STATUS.pack(ended, status, disk.f_bfree == 0 or disk.f_ffree == 0, collected, alone)
+    )
     os._exit(0)
+
+
+def _is_alone() -> bool:
+    """Whether nothing else is alive in the sandbox: orphans are our children, so having none says it."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return True
+    return False
 
 
 def _end_all_others() -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "CLONE_NEWPID",
     "CLONE_NEWUSER",
     "CLONE_NEWUTS",
+    "CLONE_PARENT",
     "MNT_DETACH",
     "MOUNT_ATTR_NODEV",
     "MOUNT_ATTR_NOEXEC",
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 # <linux/sched.h>
+CLONE_PARENT = 0x0000_8000
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWCGROUP = 0x0200_0000
 CLONE_NEWUTS = 0x0400_0000
@@ -117,7 +119,7 @@ def _check(result: int, what: str) -> int:
 
 
 def clone(flags: int, signal: int) -> int:
-    """Fork into the namespaces of *flags* at once: the child's pid in the parent, 0 in the child. See clone(2)."""
+    """Fork into the namespaces of *flags* at once: the child's pid in the caller, 0 in the child. See clone(2)."""
     return _check(
         _syscall(ctypes.c_long(_NUMBERS["clone"]), ctypes.c_ulong(flags | signal), None, None, None, None),
         "clone",

@@ -10,8 +10,10 @@ __all__ = ["Refused", "RunRequest"]
 class Refused(Exception):
     """The request cannot be carried out; `kind` is one of the error kinds of `stockade.errors`, in small letters."""
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, *, pid: int = 0) -> None:
         self.kind = kind
+        self.pid = pid
+        """Of a process that was made before it went wrong; 0 for none."""
         super().__init__(message)
 
 

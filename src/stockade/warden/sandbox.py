@@ -8,7 +8,7 @@ from typing import Any
 
 from . import init, protocol
 from .cell import Cell
-from .cgroups import Group, GroupLimits
+from .cgroups import GroupLimits
 from .request import Refused, RunRequest
 
 __all__ = ["Output", "Sandbox"]
@@ -87,6 +87,8 @@ class Sandbox:
     status: int | None = None
     disk_full: bool = False
     collected: bool = False
+    alone: bool = False
+    """Whether PID 1 reported that nothing else is alive inside."""
     _cpu_base: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
@@ -142,7 +144,7 @@ class Sandbox:
                 (self.started,) = init.STARTED_HEAD.unpack_from(body)
                 self._cpu_base = self._parse_cpu(body[init.STARTED_HEAD.size :])
             elif kind == init.EXITED:
-                ended, self.status, self.disk_full, self.collected = init.STATUS.unpack(body)
+                ended, self.status, self.disk_full, self.collected, self.alone = init.STATUS.unpack(body)
                 if self.reason is None:
                     self.ended = ended
             elif kind in (init.FAILED, init.UNCOLLECTED) and self.failure is None:
@@ -181,7 +183,7 @@ class Sandbox:
         return max(0, user - self._cpu_base[0]), max(0, system - self._cpu_base[1])
 
     def finish(self) -> tuple[dict[str, Any], list[int]]:
-        """What came of it, once PID 1 is reaped and with it everything inside: the answer and its descriptors."""
+        """What came of it, once nothing of the tenant's is alive: the answer and its descriptors."""
         for output in (self.stdout, self.stderr):
             output.pump(self.cell.host.null, to_the_end=True)
         now = time.monotonic()
@@ -206,11 +208,11 @@ class Sandbox:
         }
         return answer, descriptors
 
-    def close(self) -> Group | None:
-        """Free everything; returns the group if the kernel is not done with it yet."""
+    def close(self) -> None:
+        """Free everything, once PID 1 is reaped."""
         self.stdout.close()
         self.stderr.close()
         if self.bundle is not None:
             os.close(self.bundle)
             self.bundle = None
-        return self.cell.free()
+        self.cell.free()

@@ -19,6 +19,7 @@ from typing import Any
 
 from . import protocol
 from .cell import Cell, Host
+from .mason import Mason
 from .request import Refused, RunRequest
 from .sandbox import Output, Sandbox
 
@@ -33,8 +34,21 @@ _RETRY_S = 0.05  # for groups that the kernel still held
 class _Client:
     connection: socket.socket
     runs: dict[int, Sandbox] = field(default_factory=dict)
+    waiting: dict[int, "_Waiting"] = field(default_factory=dict)
+    """Runs for which a cell is being made."""
     outbox: deque[tuple[dict[str, Any], tuple[int, ...]]] = field(default_factory=deque)
     """Answers that the client was too slow to take; at most one for each of its runs."""
+
+
+@dataclass(eq=False)
+class _Waiting:
+    client: _Client
+    request: RunRequest
+    descriptors: list[int]
+
+    def close(self) -> None:
+        while self.descriptors:
+            os.close(self.descriptors.pop())
 
 
 class Server:
@@ -49,6 +63,7 @@ class Server:
         clients: list[socket.socket],
         allowed_uids: frozenset[int],
         until_idle: bool,
+        mason: Mason,
         cells: list[Cell],
         most_cells: int,
     ) -> None:
@@ -57,7 +72,9 @@ class Server:
         self._listener = listener
         self._allowed_uids = allowed_uids
         self._until_idle = until_idle
+        self._mason = mason
         self._cells = cells
+        self._waiting: deque[_Waiting] = deque()
         self._most_cells = most_cells
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
@@ -65,9 +82,12 @@ class Server:
         self._sandboxes: dict[Sandbox, _Client] = {}
         self._timers: list[tuple[float, int, Sandbox]] = []
         self._count = 0
+        self._unburied = 0
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._watch(self._wake_read, lambda _: self._woken())
+        mason.channel.setblocking(False)
+        self._watch(mason.channel.fileno(), lambda _: self._receive_cells())
         if listener is not None:
             listener.setblocking(False)
             self._watch(listener.fileno(), lambda _: self._accept())
@@ -90,10 +110,12 @@ class Server:
             self._turn()
         for client in list(self._clients):
             self._dismiss(client)
+        self._forget(self._mason.channel.fileno())
+        self._mason.close()
         for cell in self._cells:
             cell.discard()
         deadline = time.monotonic() + 5.0
-        while (self._sandboxes or self._host.cgroups.held) and time.monotonic() < deadline:
+        while (self._unburied or self._host.cgroups.held) and time.monotonic() < deadline:
             self._turn()
         if self._listener is not None:
             self._listener.close()
@@ -101,11 +123,7 @@ class Server:
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _turn(self) -> None:
-        ready = self._epoll.poll(0)
-        if not ready:
-            self._refill()  # nothing else to do right now
-            ready = self._epoll.poll(self._until_next_timer())
-        for fd, events in ready:
+        for fd, events in self._epoll.poll(self._until_next_timer()):
             handler = self._handlers.get(fd)  # gone when an earlier event of this turn closed it
             if handler is not None:
                 handler(events)
@@ -122,8 +140,6 @@ class Server:
             held[:] = [group for group in held if not group.close()]
 
     def _until_next_timer(self) -> float:
-        if len(self._cells) < self._most_cells and not self._stopping:
-            return 0
         waits = [_RETRY_S] if self._host.cgroups.held else []
         if self._timers:
             waits.append(max(0.0, self._timers[0][0] - time.monotonic()))
@@ -192,9 +208,8 @@ class Server:
             except Refused as refusal:
                 self._answer(client, _refusal(number, refusal))
         elif operation == "cancel":
-            sandbox = client.runs.get(number) if isinstance(number, int) else None
-            if sandbox is not None:
-                sandbox.kill("cancelled")
+            if isinstance(number, int):
+                self._cancel(client, number)
         elif operation == "hello":
             if message.get("version") != protocol.VERSION:
                 other = Refused("unsupported", f"this warden speaks version {protocol.VERSION}")
@@ -245,64 +260,103 @@ class Server:
             for fd in descriptors:
                 os.close(fd)
         client.outbox.clear()
-        for sandbox in client.runs.values():
-            sandbox.kill("cancelled")
+        for number in [*client.waiting, *client.runs]:
+            self._cancel(client, number)
 
     # ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self, client: _Client, request: RunRequest, descriptors: list[int]) -> None:
-        if request.id in client.runs:
+        if request.id in client.runs or request.id in client.waiting:
             raise Refused("invalid", f"id {request.id} is in use")
-        if len(client.runs) >= _MOST_RUNS:
+        if len(client.runs) + len(client.waiting) >= _MOST_RUNS:
             raise Refused("unavailable", f"{_MOST_RUNS} runs at once are too many")
-        sandbox = self._begin(request, descriptors)
+        while (spare := next((cell for cell in self._cells if cell.image == request.image), None)) is not None:
+            self._cells.remove(spare)
+            self._refill()
+            if self._begin(client, request, spare, descriptors):
+                return
+        self._mason.order(request.image)
+        waiting = _Waiting(client, request, [os.dup(fd) for fd in descriptors])
+        client.waiting[request.id] = waiting
+        self._waiting.append(waiting)
+
+    def _receive_cells(self) -> None:
+        """Give new cells to the runs that wait for one, or keep them ready."""
+        try:
+            for made in self._mason.delivered():
+                if isinstance(made, Cell) and not self._serve_waiting(made):
+                    self._cells.append(made)
+                elif isinstance(made, Refused) and self._waiting:
+                    waiting = self._next_waiting(self._waiting[0].request.image)
+                    if waiting is not None:
+                        self._answer(waiting.client, _refusal(waiting.request.id, made))
+                        waiting.close()
+        except EOFError:
+            self.stop()  # whoever started us will start us again
+        self._refill()
+
+    def _serve_waiting(self, cell: Cell) -> bool:
+        waiting = self._next_waiting(cell.image)
+        if waiting is None:
+            return False
+        try:
+            if not self._begin(waiting.client, waiting.request, cell, waiting.descriptors):
+                text = "a sandbox died before it was used"
+                self._answer(waiting.client, _refusal(waiting.request.id, Refused("unavailable", text)))
+        except Refused as refusal:
+            self._answer(waiting.client, _refusal(waiting.request.id, refusal))
+        finally:
+            waiting.close()
+        return True
+
+    def _next_waiting(self, image: str) -> _Waiting | None:
+        waiting = next((one for one in self._waiting if one.request.image == image), None)
+        if waiting is not None:
+            self._waiting.remove(waiting)
+            del waiting.client.waiting[waiting.request.id]
+        return waiting
+
+    def _refill(self) -> None:
+        """Have cells made ahead of demand; not while the host refuses even those that are asked for."""
+        missing = self._most_cells + len(self._waiting) - len(self._cells) - self._mason.under_way
+        with contextlib.suppress(Refused, BlockingIOError):
+            for _ in range(missing if not self._stopping else 0):
+                self._mason.order("host")
+
+    def _begin(self, client: _Client, request: RunRequest, cell: Cell, descriptors: list[int]) -> bool:
+        """Send a cell on its errand; False when the cell turns out to be dead."""
+        sandbox = Sandbox(request=request, cell=cell)
+        try:
+            sandbox.begin(descriptors)
+        except (OSError, protocol.ProtocolError) as error:
+            sandbox.kill("setup")
+            os.waitpid(cell.pid, 0)
+            sandbox.close()
+            if isinstance(error, protocol.ProtocolError):  # longer by a few words than what came in
+                raise Refused("invalid", str(error)) from error
+            return False
         client.runs[request.id] = sandbox
         self._sandboxes[sandbox] = client
-        self._watch(sandbox.cell.control.fileno(), lambda _: self._hear(sandbox))
-        self._watch(sandbox.cell.pidfd, lambda _: self._bury(sandbox))
+        self._unburied += 1
+        self._watch(cell.control.fileno(), lambda _: self._hear(sandbox))
+        self._watch(cell.pidfd, lambda _: self._bury(sandbox))
         for output in (sandbox.stdout, sandbox.stderr):
             assert output.pipe is not None
             self._watch(output.pipe, lambda events, output=output: self._pump(sandbox, output, events))  # type: ignore[misc]
         if sandbox.oom_event is not None:
             self._watch(sandbox.oom_event, lambda _: self._out_of_memory(sandbox))
         self._schedule(sandbox)
+        return True
 
-    def _begin(self, request: RunRequest, descriptors: list[int]) -> Sandbox:
-        """Give the errand to a cell that is ready, or else to a new one."""
-        while True:
-            spare = next((cell for cell in self._cells if cell.image == request.image), None)
-            if spare is not None:
-                self._cells.remove(spare)
-            sandbox = Sandbox(request=request, cell=spare or self._make_cell(request.image))
-            try:
-                sandbox.begin(descriptors)
-            except OSError as error:
-                sandbox.kill("setup")
-                os.waitpid(sandbox.cell.pid, 0)
-                held = sandbox.close()
-                if held is not None:
-                    self._host.cgroups.held.append(held)
-                if spare is None:
-                    raise Refused("fault", f"cannot start a sandbox: {error}") from error
-            except protocol.ProtocolError as error:  # longer by a few words than what came in
-                sandbox.kill("setup")
-                os.waitpid(sandbox.cell.pid, 0)
-                sandbox.close()
-                raise Refused("invalid", str(error)) from error
-            else:
-                return sandbox
-
-    def _make_cell(self, image: str) -> Cell:
-        self._count += 1
-        return Cell.make(self._host, image, f"cell-{self._count}")
-
-    def _refill(self) -> None:
-        """Make one cell ahead of demand."""
-        if len(self._cells) < self._most_cells and not self._stopping:
-            try:
-                self._cells.append(self._make_cell("host"))
-            except Refused:
-                self._most_cells -= 1  # the host is at its end: make them on demand, where the refusal can be told
+    def _cancel(self, client: _Client, number: int) -> None:
+        waiting = client.waiting.pop(number, None)
+        if waiting is not None:
+            self._waiting.remove(waiting)  # the cell that was ordered for it will be kept ready
+            waiting.close()
+            self._answer(client, _refusal(number, Refused("conflict", "cancelled before it began")))
+        sandbox = client.runs.get(number)
+        if sandbox is not None:
+            sandbox.kill("cancelled")
 
     def _schedule(self, sandbox: Sandbox) -> None:
         self._count += 1  # a tie-breaker: sandboxes do not compare
@@ -312,7 +366,9 @@ class Server:
         was_started = sandbox.started is not None
         if not sandbox.read_control():
             self._forget(sandbox.cell.control.fileno())  # the other end is closed: its end comes by the pidfd
-        if sandbox.started is not None and not was_started:
+        if sandbox.alone:
+            self._finish(sandbox)  # no need to wait until the kernel has taken PID 1's namespaces apart
+        elif sandbox.started is not None and not was_started:
             self._schedule(sandbox)
 
     def _pump(self, sandbox: Sandbox, output: Output, events: int) -> None:
@@ -331,28 +387,33 @@ class Server:
             self._forget(sandbox.oom_event)
         sandbox.kill("memory")
 
-    def _bury(self, sandbox: Sandbox) -> None:
-        """PID 1 has ended, and the kernel has ended all others in its namespace: collect, answer, free."""
-        cell = sandbox.cell
-        os.waitpid(cell.pid, 0)
-        client = self._sandboxes.pop(sandbox)
-        sandbox.read_control()
-        for fd in (cell.control.fileno(), cell.pidfd, sandbox.oom_event, sandbox.stdout.pipe, sandbox.stderr.pipe):
+    def _finish(self, sandbox: Sandbox) -> None:
+        """Nothing of the tenant's is alive any more: answer. Once only."""
+        client = self._sandboxes.pop(sandbox, None)
+        if client is None:
+            return
+        for fd in (sandbox.oom_event, sandbox.stdout.pipe, sandbox.stderr.pipe):
             if fd is not None:
                 self._forget(fd)
         answer, descriptors = sandbox.finish()
-        client.runs.pop(sandbox.request.id, None)
         number = sandbox.request.id
+        client.runs.pop(number, None)
+        if client not in self._clients:
+            return
         if sandbox.failure is not None and sandbox.reason in (None, "setup") and not answer["oom_kills"]:
-            message = _refusal(number, sandbox.failure)
-            descriptors = []
+            self._answer(client, _refusal(number, sandbox.failure))
         else:
-            message = {"re": number, "ok": answer}
-        if client in self._clients:
-            self._answer(client, message, tuple(descriptors))
-        held = sandbox.close()
-        if held is not None:
-            self._host.cgroups.held.append(held)
+            self._answer(client, {"re": number, "ok": answer}, tuple(descriptors))
+
+    def _bury(self, sandbox: Sandbox) -> None:
+        """PID 1 has ended, and the kernel has ended all others in its namespace: answer if we have not, and free."""
+        os.waitpid(sandbox.cell.pid, 0)
+        sandbox.read_control()
+        self._finish(sandbox)
+        self._forget(sandbox.cell.control.fileno())
+        self._forget(sandbox.cell.pidfd)
+        sandbox.close()
+        self._unburied -= 1
 
 
 def _refusal(number: object, refusal: Refused) -> dict[str, Any]:

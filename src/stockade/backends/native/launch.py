@@ -17,6 +17,7 @@ __all__ = ["Warden", "connect_or_launch"]
 
 _UP_WITHIN_S = 15.0
 _DOWN_WITHIN_S = 10.0
+_BACK_WITHIN_S = 5.0
 
 # Isolated, without site-packages: the warden sees the standard library and itself, whatever is installed here.
 _BOOT = (
@@ -52,21 +53,31 @@ def command(options: BackendOptions) -> list[str]:
 
 
 async def connect_or_launch(options: BackendOptions) -> Warden:
-    """Connect to the warden at `options.warden_socket` where one listens, else start one of our own.
+    """Connect to the warden at `options.warden_socket` where that is set, else start one of our own.
 
     Raises:
         Unavailable: no warden could be had; the message says what it said.
     """
-    if options.warden_socket is not None and not options.embedded and options.warden_socket.exists():
+    if options.warden_socket is not None and not options.embedded:
+        return Warden(await _connect(options.warden_socket), None)
+    return await _launch(options)
+
+
+async def _connect(path: Path) -> socket.socket:
+    """Its keeper starts a warden again that has died: wait for that a little."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _BACK_WITHIN_S
+    while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.settimeout(_UP_WITHIN_S)
+        connection.setblocking(False)  # a UNIX socket connects at once, or tells that its queue is full
         try:
-            connection.connect(str(options.warden_socket))
+            connection.connect(str(path))
+            return connection
         except OSError as error:
             connection.close()
-            raise Unavailable(f"cannot reach the warden at {options.warden_socket}: {error.strerror}") from error
-        return Warden(connection, None)
-    return await _launch(options)
+            if loop.time() > deadline:
+                raise Unavailable(f"cannot reach the warden at {path}: {error.strerror}") from error
+        await asyncio.sleep(0.05)
 
 
 async def _launch(options: BackendOptions) -> Warden:
