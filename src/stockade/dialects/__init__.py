@@ -1,0 +1,1 @@
+"""One protocol a file (a folder past 500 lines): wire types, pure translators, short handlers, one `dialect` record."""

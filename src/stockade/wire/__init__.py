@@ -1,0 +1,1 @@
+"""What dialects share at the edge: the dialect record, bodies, authentication, rate limits, metrics."""

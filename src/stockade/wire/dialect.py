@@ -1,0 +1,51 @@
+"""The record by which a dialect is found and mounted."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
+
+from stockade.accounts.keys import Keys
+from stockade.config import ServerConfig
+from stockade.engine import Engine
+
+__all__ = ["Dialect", "Services"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """What a dialect is handed when it is mounted."""
+
+    engine: Engine
+    keys: Keys
+    """API keys of the server; hashed."""
+    settings: Any
+    """An instance of the dialect's own `settings` class."""
+    server: ServerConfig
+    registry: CollectorRegistry
+    """The dialect registers its metrics here; `/metrics` prints it."""
+    open_access: bool
+    """True where every listener of this app is on a loopback address (or the operator said `--insecure`):
+    a dialect whose protocol has no authentication then answers without a key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """A protocol that the server speaks."""
+
+    name: str
+    summary: str
+    """One line for the docs and the CLI."""
+    router: Callable[[Services], APIRouter]
+    """Makes the routes. Called once for each app that mounts the dialect."""
+    settings: type | None = None
+    """Frozen dataclass whose fields are made by `config.setting`; `[dialects.<name>]` in the file."""
+    health: Callable[[Services], dict[str, object]] | None = None
+    """Members that this dialect adds to the merged server's `GET /health`. A dialect that is alone on a port
+    answers `/health` with exactly these."""
+    listeners: Callable[[Services], AbstractAsyncContextManager[object]] | None = None
+    """Whatever the dialect serves beside HTTP (gRPC), where its settings say so. Entered once for each server, however
+    many apps mount the dialect, after the engine has started; left before the engine is closed."""
