@@ -1,0 +1,65 @@
+# Everything a developer types. The environment is .venv; bare `make` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# apt-get needs root; an ordinary user has it through sudo, where that asks no question.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
+APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
+
+.PHONY: help setup serve test test-packages bench lint docs
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv and install Stockade with all that developers need
+
+# Quick when nothing changed: the stamp is newer than what says what to install.
+$(STAMP): pyproject.toml
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Stockade needs Python 3.11 or later" >&2; exit 1; }
+	@# Debian's python3 comes without the module that makes environments.
+	@python3 -c 'import ensurepip' 2>/dev/null || { \
+	  echo "Installing python3-venv ..."; \
+	  { $(APT) update && $(APT) install -y --no-install-recommends python3-venv; } || \
+	  { echo "Cannot install python3-venv: run 'apt-get install python3-venv' as root, then try again" >&2; exit 1; }; }
+	@[ -x $(BIN)/python ] || python3 -m venv $(VENV)
+	@# Dependency groups need pip 25.1.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]' --group dev
+	@touch $@
+
+serve: setup ## Serve on http://127.0.0.1:8080 and print how to use it
+	@# An ordinary user may limit memory and CPU only in a control group of their own, which systemd gives to those who ask.
+	@scope=(); \
+	[ "$$(id -u)" = 0 ] || ! systemd-run --user --scope --quiet -p Delegate=yes -- true 2>/dev/null || \
+	  scope=(systemd-run --user --scope --quiet -p Delegate=yes --); \
+	exec "$${scope[@]}" $(BIN)/stockade serve $(ARGS)
+
+test: setup test-packages ## Install what the tests need, then run them (ARGS='-k name' for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+# The languages' runtimes. Whoever cannot install them still runs the rest: a missing one is a skipped test.
+test-packages:
+	@wanted="$$(sed 's/#.*//' tests/system-packages.txt | xargs)"; \
+	missing=""; \
+	for package in $$wanted; do \
+	  [ "$$(dpkg-query -Wf '$${db:Status-Status}' "$$package" 2>/dev/null || true)" = installed ] || missing="$$missing $$package"; \
+	done; \
+	[ -z "$$missing" ] || { echo "Installing:$$missing"; \
+	  { $(APT) update && $(APT) install -y --no-install-recommends $$missing >/dev/null; } || \
+	  echo "Not installed:$$missing; their tests are skipped" >&2; }
+
+bench: setup ## Measure against bare Python, bubblewrap and docker run
+	$(BIN)/python -m bench $(ARGS)
+
+lint: setup ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: setup ## Write docs/configuration.md and docs/commands.md from the code
+	$(BIN)/python -m stockade.cli.reference docs

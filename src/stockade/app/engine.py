@@ -1,0 +1,118 @@
+"""An engine from the configuration."""
+
+import contextlib
+import os
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from stockade import registry
+from stockade.backends.base import Backend, BackendOptions
+from stockade.config import Config
+from stockade.engine import Engine, Languages, LimitPolicy, Queue, Runs
+from stockade.errors import Unavailable
+
+__all__ = ["backend_options", "build_engine", "load_languages", "make_backend", "prepare_data_dir"]
+
+
+def load_languages(config: Config) -> Languages:
+    """The languages of the package and those of the operator's directory.
+
+    Raises:
+        Invalid: a language file is wrong; the message names file and key.
+    """
+    directory = config.sandbox.languages_dir
+    return Languages.load([directory] if directory is not None else [], host_paths=config.sandbox.host_paths)
+
+
+def make_backend(
+    config: Config, languages: Languages, *, embedded: bool = False, warden_socket: Path | None = None
+) -> Backend:
+    """The configured backend, not started.
+
+    Raises:
+        Invalid: there is no such backend.
+    """
+    plugin = registry.find("backends", config.sandbox.backend)
+    backend: Backend = plugin.make(backend_options(config, languages, embedded=embedded, warden_socket=warden_socket))
+    return backend
+
+
+def backend_options(
+    config: Config, languages: Languages, *, embedded: bool = False, warden_socket: Path | None = None
+) -> BackendOptions:
+    """What the backend is told.
+
+    The operator's directories are passed on as they are, so that a wrong one is reported. Those that languages read
+    are there only where the language is installed.
+    """
+    installed = [path for path in languages.host_paths() if Path(path).is_dir()]
+    return BackendOptions(
+        data_dir=config.data_dir,
+        host_paths=tuple(dict.fromkeys((*config.sandbox.host_paths, *installed))),
+        allow_unenforced=config.sandbox.allow_unenforced,
+        warden_socket=warden_socket,
+        embedded=embedded,
+    )
+
+
+@contextlib.asynccontextmanager
+async def build_engine(
+    config: Config, *, embedded: bool = False, warden_socket: Path | None = None
+) -> AsyncIterator[Engine]:
+    """A started engine; at the end of the block everything that runs is killed and the backend is closed.
+
+    Args:
+        embedded: the warden belongs to this process alone and ends with it.
+        warden_socket: where a warden listens that somebody else started.
+
+    Raises:
+        CannotEnforce, Unavailable: the backend does not start; see `Backend.start`.
+        Invalid: see `load_languages` and `make_backend`.
+    """
+    languages = load_languages(config)
+    limits = LimitPolicy(defaults=config.sandbox.defaults, maximum=config.sandbox.maximum)
+    queue = Queue(
+        places=config.queue.places,
+        length=config.queue.length,
+        wait_s=config.queue.wait_s,
+        places_per_actor=config.queue.places_per_actor,
+    )
+    backend = make_backend(config, languages, embedded=embedded, warden_socket=warden_socket)
+    try:
+        await backend.start()
+        yield Engine(
+            languages=languages,
+            runs=Runs(languages=languages, limits=limits, queue=queue, backend=backend),
+            queue=queue,
+            limits=limits,
+        )
+    finally:
+        await backend.close()
+
+
+def prepare_data_dir(path: Path, *, passable: bool = False) -> None:
+    """Make the data directory (mode 0700) when it is missing.
+
+    Args:
+        passable: others may pass through it, not list it: a server that runs as another user than the data directory's
+            reaches the warden's socket in it.
+
+    Raises:
+        Unavailable: it cannot be made or written to, or belongs to another user.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise Unavailable(
+            f"data directory {path}: {error.strerror}; name another one with --data-dir or STOCKADE_DATA_DIR"
+        ) from error
+    if status.st_uid != os.geteuid():
+        raise Unavailable(
+            f"data directory {path} belongs to user {status.st_uid}, not to {os.geteuid()}; use another one"
+        )
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        path.chmod(0o700)  # it holds the keys' hashes and the warden's socket
+    if passable:
+        path.chmod(0o711)

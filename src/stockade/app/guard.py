@@ -1,0 +1,188 @@
+"""The outermost layer: what is refused before any dialect sees it, and headers that every answer carries.
+
+Pure ASGI, so that a request costs a few comparisons and no further task.
+"""
+
+import asyncio
+import ipaddress
+import json
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stockade.wire.bodies import discard_body
+
+__all__ = ["Guard", "Refusal"]
+
+log = structlog.get_logger()
+
+Headers = list[tuple[bytes, bytes]]
+
+_SECURITY: Headers = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+]
+_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+# Swagger UI starts itself by an inline script and sets styles inline; all else comes from this server.
+_INLINE = (
+    b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+)
+_DOCS_POLICY = (b"content-security-policy", _INLINE + b"; frame-ancestors 'none'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """An answer that ends the request here."""
+
+    status: int
+    error: str
+    message: str
+
+    def body(self) -> bytes:
+        return json.dumps({"error": self.error, "message": self.message}).encode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Checks `Host`, `Origin` and the size of the body, adds security headers, and logs a crash."""
+
+    app: ASGIApp
+    max_body_bytes: int
+    open_access: bool
+    """Whether requests are answered without a key. Then a web page in somebody's browser must not be able to send
+    them: neither across origins nor by rebinding its own name to this address. With keys there is nothing to steal."""
+    hosts: frozenset[str] | None
+    """Names in `Host` that are answered, beside IP addresses (which cannot be rebound); `None` for any."""
+    origins: frozenset[str] = field(default=frozenset())
+    """Origins that CORS allows; `*` allows any."""
+
+    @staticmethod
+    def names(host: str, trusted: Iterable[str], *, open_access: bool) -> frozenset[str] | None:
+        """The names that a listener on *host* answers to; `None` for any."""
+        trusted = frozenset(name.lower() for name in trusted)
+        if "*" in trusted or not (trusted or open_access):
+            return None
+        return trusted | {"localhost", socket.gethostname().lower(), host.lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        refusal = self._refuse(headers)
+        if scope["type"] == "websocket":
+            if refusal is not None:
+                await send({"type": "websocket.close", "code": 1008, "reason": refusal.error})
+                return
+            await self.app(scope, receive, send)
+            return
+        await self._http(scope, receive, send, headers, refusal)
+
+    async def _http(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], refusal: Refusal | None
+    ) -> None:
+        policy = _DOCS_POLICY if scope["path"].startswith(("/docs", "/static-offline-docs")) else _POLICY
+        started = False
+        received = 0
+
+        async def guarded_send(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", ()), *_SECURITY, policy]
+            await send(message)
+
+        async def guarded_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self.max_body_bytes:
+                    await discard_body(receive)
+                    # Of the kind that FastAPI lets through its own body reading and answers by its handler.
+                    raise HTTPException(413, self._too_large)
+            return message
+
+        announced = headers.get(b"content-length", b"")
+        if refusal is None and announced.isdigit() and int(announced[:19]) > self.max_body_bytes:
+            refusal = Refusal(status=413, error="Request body too large", message=self._too_large)
+        if refusal is None:
+            try:
+                await self.app(scope, guarded_receive, guarded_send)
+            except asyncio.CancelledError:
+                # Only a server that ends cancels requests, and this is the outermost frame of the request's task:
+                # the client is told, and nobody waits for the cancellation to go on.
+                refusal = Refusal(status=503, error="Server stopping", message="the server is shutting down; retry")
+            except Exception as error:
+                # The application has answered 500 already; Starlette raises the error once more for the server's log.
+                log.error("request.crashed", method=scope["method"], path=_route(scope), exc_info=error)
+                refusal = Refusal(status=500, error="Internal error", message="the server's log has details")
+        if refusal is not None and not started:
+            if refusal.status == 413:
+                await discard_body(receive)
+            await _answer(refusal, guarded_send)
+
+    @property
+    def _too_large(self) -> str:
+        return f"the body may have at most {self.max_body_bytes} bytes"
+
+    def _refuse(self, headers: dict[bytes, bytes]) -> Refusal | None:
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        if self.hosts is not None and not self._answers_to(_name(host)):
+            return Refusal(
+                status=421,
+                error="Unknown host",
+                message="this server does not answer to the name in the Host header; server.trusted_hosts adds names",
+            )
+        origin = headers.get(b"origin")
+        if self.open_access and origin is not None and not self._same_origin(origin.decode("latin-1").lower(), host):
+            return Refusal(
+                status=403,
+                error="Origin not allowed",
+                message="web pages of other origins may not use this server; server.cors_allowed_origins adds origins",
+            )
+        return None
+
+    def _answers_to(self, name: str) -> bool:
+        # No browser leaves `Host` out.
+        return not name or self.hosts is None or name in self.hosts or _is_address(name)
+
+    def _same_origin(self, origin: str, host: str) -> bool:
+        return urlsplit(origin).netloc == host or origin in self.origins or "*" in self.origins
+
+
+def _name(host: str) -> str:
+    """The `Host` header without its port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _route(scope: Scope) -> str:
+    """The path of the route, not of the request: that one may hold anything."""
+    return getattr(scope.get("route"), "path", "")
+
+
+async def _answer(refusal: Refusal, send: Send) -> None:
+    body = refusal.body()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),  # the rest of a body that nobody reads must not be taken for the next request
+    ]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

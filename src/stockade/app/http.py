@@ -1,0 +1,195 @@
+"""The ASGI application: dialects, health, metrics and documentation on one address."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from stockade import __version__, errors, registry
+from stockade.accounts.keys import Keys
+from stockade.app.guard import Guard
+from stockade.config import Config, ServerConfig, is_loopback
+from stockade.engine import Engine
+from stockade.wire.dialect import Dialect, Services
+
+__all__ = ["Parts", "create_app", "dialect_settings", "new_registry"]
+
+STATUS: Mapping[type[errors.StockadeError], int] = {
+    errors.Invalid: 400,
+    errors.Denied: 401,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.LimitExceeded: 429,
+    errors.Unsupported: 501,
+    errors.Unavailable: 503,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What applications are made of; all of a server's share one."""
+
+    config: Config
+    engine: Engine
+    keys: Keys
+    registry: CollectorRegistry
+    started: float = field(default_factory=time.monotonic)
+
+
+def dialect_settings(names: Sequence[str] = ()) -> dict[str, type | None]:
+    """The settings class of each dialect, for `config.load`; all installed ones when *names* is empty."""
+    return {name: registry.find("dialects", name).settings for name in names or registry.names("dialects")}
+
+
+def new_registry(engine: Engine) -> CollectorRegistry:
+    """A metrics registry with the process's own figures and the queue's."""
+    metrics = CollectorRegistry()
+    ProcessCollector(namespace="stockade", registry=metrics)
+    Gauge("stockade_running", "Programs that run now.", registry=metrics).set_function(lambda: engine.queue.running)
+    Gauge("stockade_queued", "Requests that wait for a place.", registry=metrics).set_function(
+        lambda: engine.queue.waiting
+    )
+    Gauge("stockade_places", "Programs that may run at once.", registry=metrics).set(engine.queue.places)
+    return metrics
+
+
+def create_app(parts: Parts, *, host: str, only: str = "") -> ASGIApp:
+    """The application for a listener on *host*.
+
+    Args:
+        only: this dialect alone, as its protocol says; else all configured ones together.
+
+    Raises:
+        Invalid: there is no such dialect.
+    """
+    config = parts.config
+    names = (only,) if only else config.server.dialects or registry.names("dialects")
+    dialects: list[Dialect] = [registry.find("dialects", name) for name in names]
+    open_access = is_loopback(host) or config.server.insecure
+    app = FastAPIOffline(
+        title=only or "Stockade",
+        version=__version__,
+        summary="Runs code that nobody vouches for, in a fresh Linux sandbox for every run.",
+        description="\n".join(f"- **{dialect.name}**: {dialect.summary}" for dialect in dialects),
+        redoc_url=None,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    mounted = {
+        dialect.name: Services(
+            engine=parts.engine,
+            keys=parts.keys,
+            settings=config.dialects.get(dialect.name),
+            server=config.server,
+            registry=parts.registry,
+            open_access=open_access,
+        )
+        for dialect in dialects
+    }
+    for dialect in dialects:
+        app.include_router(dialect.router(mounted[dialect.name]))
+    _add_health(app, parts, dialects, mounted, merged=not only)
+    _add_metrics(app, parts, open_access=open_access)
+    _add_errors(app)
+    return _guarded(app, config.server, host=host, open_access=open_access)
+
+
+def _add_health(
+    app: FastAPI, parts: Parts, dialects: Sequence[Dialect], mounted: Mapping[str, Services], *, merged: bool
+) -> None:
+    @app.get("/health", tags=["server"], summary="Whether the server works", operation_id="health")
+    async def health() -> dict[str, object]:
+        members: dict[str, object] = {}
+        if merged:
+            queue = parts.engine.queue
+            members = {
+                "status": "healthy",
+                "server": "stockade",
+                "version": __version__,
+                "dialects": [dialect.name for dialect in dialects],
+                "uptime_s": round(time.monotonic() - parts.started, 3),
+                "running": queue.running,
+                "queued": queue.waiting,
+            }
+        for dialect in dialects:
+            if dialect.health is not None:
+                members |= dialect.health(mounted[dialect.name])
+        return members
+
+
+def _add_metrics(app: FastAPI, parts: Parts, *, open_access: bool) -> None:
+    public = open_access or parts.config.server.metrics_public
+
+    @app.get(
+        "/metrics",
+        tags=["server"],
+        summary="Prometheus metrics",
+        operation_id="metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def metrics(request: Request) -> Response:
+        if not public and not _has_key(request, parts.keys):
+            raise errors.Denied("metrics need an API key here: X-API-Key, or Authorization: Bearer")
+        return Response(generate_latest(parts.registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+
+
+def _has_key(request: Request, keys: Keys) -> bool:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    presented = request.headers.get("x-api-key", "") or (token.strip() if scheme.lower() == "bearer" else "")
+    return keys.verify(presented) is not None
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Every error of the server itself is JSON: `error` says what, `message` says more."""
+
+    async def http_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        phrase = "Request body too large" if error.status_code == 413 else HTTPStatus(error.status_code).phrase
+        headers = {**(error.headers or {}), **({"connection": "close"} if error.status_code == 413 else {})}
+        return JSONResponse({"error": phrase, "message": error.detail}, status_code=error.status_code, headers=headers)
+
+    async def own_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, errors.StockadeError)
+        status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+        headers = {}
+        if isinstance(error, errors.Unavailable | errors.LimitExceeded):
+            headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+        return JSONResponse({"error": error.code, "message": str(error)}, status_code=status, headers=headers)
+
+    async def crash(_request: Request, _error: Exception) -> Response:
+        return JSONResponse({"error": "Internal error", "message": "the server's log has details"}, status_code=500)
+
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(errors.StockadeError, own_error)
+    app.add_exception_handler(Exception, crash)
+
+
+def _guarded(app: FastAPI, server: ServerConfig, *, host: str, open_access: bool) -> ASGIApp:
+    inner: ASGIApp = app
+    origins: frozenset[str] = frozenset()
+    if server.cors_enabled:
+        origins = frozenset(origin.lower().rstrip("/") for origin in server.cors_allowed_origins)
+        inner = CORSMiddleware(
+            app,
+            allow_origins=server.cors_allowed_origins,
+            allow_methods=server.cors_allowed_methods,
+            allow_headers=server.cors_allowed_headers,
+            allow_credentials=server.cors_allow_credentials,
+            max_age=int(server.cors_max_age_s),
+        )
+    return Guard(
+        app=inner,
+        max_body_bytes=server.max_body_bytes,
+        open_access=open_access,
+        hosts=Guard.names(host, server.trusted_hosts, open_access=open_access),
+        origins=origins,
+    )

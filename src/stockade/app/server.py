@@ -1,0 +1,282 @@
+"""The server process: binds, starts the engine, gives up privileges, serves, drains."""
+
+import asyncio
+import contextlib
+import errno
+import math
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import uvicorn
+import uvloop
+
+from stockade import __version__, registry
+from stockade.accounts.keys import Keys
+from stockade.app import lock, privileges
+from stockade.app.engine import build_engine, prepare_data_dir
+from stockade.app.http import Parts, create_app, new_registry
+from stockade.app.logs import configure
+from stockade.app.warden import keep_warden
+from stockade.config import Config, is_loopback, parse_address
+from stockade.errors import Invalid, Unavailable
+from stockade.wire.dialect import Services
+
+__all__ = ["Listener", "serve"]
+
+log = structlog.get_logger()
+
+BACKLOG = 2048
+START_S = 30.0
+KEEP_ALIVE_S = 75
+SAME_SIGNAL_S = 0.5
+"""make, timeout and the like pass a signal on that their whole process group has got already: that is one, not two."""
+CANCEL_S = 5.0
+"""Time that cancelled requests have to clean up."""
+SPARE_CONNECTIONS = 256
+"""Connections beyond those whose requests run or wait: idle ones, health checks, metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """An address with an application of its own."""
+
+    dialect: str
+    """Alone on this address; empty for the merged application."""
+    host: str
+    port: int
+    sockets: tuple[socket.socket, ...]
+
+    @property
+    def url(self) -> str:
+        host = "127.0.0.1" if self.host == "0.0.0.0" else "::1" if self.host == "::" else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling (ours covers all listeners), telling when it answers."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.answering = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.answering.set()
+
+    def end(self, *, at_once: bool) -> None:
+        """Stop accepting and let requests end; *at_once*: cancel them."""
+        self.should_exit = True
+        if at_once:
+            self.force_exit = True
+            for task in self.server_state.tasks:
+                task.cancel()
+
+
+def serve(
+    config: Config,
+    *,
+    made_key: Callable[[str], None] = lambda _: None,
+    ready: Callable[[tuple[Listener, ...]], None] = lambda _: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    The first signal drains: no new connections, running requests have `server.drain_s` to end. The second ends at once.
+
+    Args:
+        made_key: called with the API key that a first start makes; nothing can show it again.
+        ready: called once every listener answers.
+
+    Raises:
+        Conflict: another server uses the data directory.
+        Unavailable: an address is in use, or the warden does not start.
+        CannotEnforce, Invalid, Fault: see the parts.
+    """
+    configure(config.log)
+    user = privileges.find_user(config.server.user) if config.server.user else None
+    prepare_data_dir(config.data_dir, passable=user is not None)
+    with lock.exclusive(config.data_dir), contextlib.ExitStack() as sockets:
+        keys = Keys.load(config.data_dir, preset=config.server.api_key)
+        listeners = _bind(config, sockets)
+        _raise_descriptor_limit()
+
+        def settle() -> None:
+            """What still needs root; the very last of it is giving it up."""
+            if secret := keys.ensure_admin():
+                made_key(secret)
+            privileges.drop(user)
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(config, keys, listeners, settle, ready, user.pw_uid if user else None))
+
+
+async def _serve(
+    config: Config,
+    keys: Keys,
+    listeners: tuple[Listener, ...],
+    settle: Callable[[], None],
+    ready: Callable[[tuple[Listener, ...]], None],
+    owner: int | None,
+) -> None:
+    servers: list[_Server] = []
+    with _signals(servers):
+        # Threads keep their capabilities when the process gives up its own: those that starting needs have a pool of
+        # their own, which has ended by then.
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(starting := ThreadPoolExecutor())
+        async with (
+            keep_warden(config, owner=owner) as warden_socket,
+            build_engine(config, warden_socket=warden_socket) as engine,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            parts = Parts(config=config, engine=engine, keys=keys, registry=new_registry(engine))
+            apps = [create_app(parts, host=one.host, only=one.dialect) for one in listeners]
+            starting.shutdown()
+            loop.set_default_executor(ThreadPoolExecutor())
+            settle()
+            await _enter_dialect_listeners(parts, listeners, stack)
+            servers += [_Server(_uvicorn_config(config, app)) for app in apps]
+            async with asyncio.TaskGroup() as group:
+                for server, listener in zip(servers, listeners, strict=True):
+                    group.create_task(server.serve(list(listener.sockets)))
+                async with asyncio.timeout(START_S):
+                    for server in servers:
+                        await server.answering.wait()
+                log.info("server.started", version=__version__, addresses=[one.url for one in listeners])
+                ready(listeners)
+            await _cancelled(servers)
+    log.info("server.stopped")
+
+
+def _bind(config: Config, stack: contextlib.ExitStack) -> tuple[Listener, ...]:
+    """Open every address, before anything is started that would have to be stopped again."""
+    listeners = [_listener("", config.server.host, config.server.port, stack)]
+    for name, address in config.server.listen.items():
+        if name not in registry.names("dialects"):
+            raise Invalid(f"server.listen: unknown dialect {name!r}; known: {', '.join(registry.names('dialects'))}")
+        listeners.append(_listener(name, *parse_address(address), stack))
+    return tuple(listeners)
+
+
+def _listener(dialect: str, host: str, port: int, stack: contextlib.ExitStack) -> Listener:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise Unavailable(f"cannot listen on {host}: {error.strerror}") from error
+    sockets: list[socket.socket] = []
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        one = stack.enter_context(socket.socket(family, kind, protocol))
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            one.bind((address[0], port, *address[2:]))
+            one.listen(BACKLOG)  # now, so that a second server on the port is refused and not left half-bound
+        except OSError as error:
+            raise Unavailable(_why_not_bound(host, port, error)) from error
+        port = one.getsockname()[1]  # port 0: the same free port for every address of a name
+        sockets.append(one)
+    return Listener(dialect=dialect, host=host, port=port, sockets=tuple(sockets))
+
+
+def _why_not_bound(host: str, port: int, error: OSError) -> str:
+    reasons = {
+        errno.EADDRINUSE: "the port is in use; stop the other program, or choose another port with --port",
+        errno.EACCES: "ports below 1024 need root; choose another one with --port",
+        errno.EADDRNOTAVAIL: "this machine has no such address; choose another one with --host",
+    }
+    return f"cannot listen on {host} port {port}: {reasons.get(error.errno or 0, error.strerror)}"
+
+
+def _raise_descriptor_limit() -> None:
+    """A connection is a descriptor, a run some more; the usual soft limit of 1024 is for programs that use select."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _uvicorn_config(config: Config, app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Whoever connects would otherwise choose the address that rate limits and the queue's fairness go by.
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(config.server.drain_s),
+        limit_concurrency=config.queue.places + config.queue.length + SPARE_CONNECTIONS,
+    )
+
+
+async def _enter_dialect_listeners(
+    parts: Parts, listeners: tuple[Listener, ...], stack: contextlib.AsyncExitStack
+) -> None:
+    """Start what dialects serve beside HTTP, once each."""
+    config = parts.config
+    names = (config.server.dialects or registry.names("dialects")) + tuple(config.server.listen)
+    for name in dict.fromkeys(names):
+        dialect = registry.find("dialects", name)
+        if dialect.listeners is None:
+            continue
+        services = Services(
+            engine=parts.engine,
+            keys=parts.keys,
+            settings=config.dialects.get(name),
+            server=config.server,
+            registry=parts.registry,
+            open_access=config.server.insecure or all(is_loopback(one.host) for one in listeners),
+        )
+        async with asyncio.timeout(START_S):
+            await stack.enter_async_context(dialect.listeners(services))
+
+
+@contextlib.contextmanager
+def _signals(servers: list[_Server]) -> Iterator[None]:
+    """SIGTERM and SIGINT: the first drains, the second ends at once. Before anything is served, any ends the start."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    first_at: float | None = None
+
+    def stop() -> None:
+        nonlocal first_at
+        if not servers:
+            task.cancel()
+            return
+        again = first_at is not None
+        if first_at is None:
+            first_at = loop.time()
+        elif loop.time() - first_at < SAME_SIGNAL_S:
+            return
+        log.info("server.stopping_at_once" if again else "server.draining")
+        for server in servers:
+            server.end(at_once=again)
+
+    handled = (signal.SIGTERM, signal.SIGINT)
+    for number in handled:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
+async def _cancelled(servers: list[_Server]) -> None:
+    """Wait until requests that were cancelled have cleaned up."""
+    tasks = [task for server in servers for task in server.server_state.tasks]
+    if tasks:
+        _, late = await asyncio.wait(tasks, timeout=CANCEL_S)
+        log.warning("server.cancelled_requests", cancelled=len(tasks), late=len(late))

@@ -1,0 +1,170 @@
+"""`stockade languages`, `stockade doctor`, `stockade version`: what there is and what it can do here."""
+
+import asyncio
+import json
+import platform
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stockade import __version__
+from stockade.cli.options import AsJson, ConfigFile, DataDir
+
+if TYPE_CHECKING:
+    from stockade.backends.base import Report
+    from stockade.config import Config
+    from stockade.engine import Languages
+
+__all__ = ["doctor", "languages", "version"]
+
+REPORT_S = 60.0
+
+
+def version(as_json: AsJson = False) -> None:
+    """Print the version."""
+    facts = {"stockade": __version__, "python": platform.python_version(), "kernel": platform.release()}
+    print(json.dumps(facts) if as_json else f"stockade {__version__}")
+
+
+def languages(
+    versions: Annotated[
+        bool, typer.Option("--versions", help="Ask every runtime for its version, each in a sandbox.")
+    ] = False,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+) -> None:
+    """List the languages, and what to install for those that are missing."""
+    from stockade.app.engine import load_languages
+    from stockade.config import load
+
+    loaded = load(file=config, options={"data_dir": data_dir})
+    if versions:
+        found, known = asyncio.run(_versions(loaded))
+    else:
+        found, known = load_languages(loaded), {}
+    rows = _language_rows(found, known, asked=versions)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    _print_languages(rows)
+
+
+async def _versions(config: "Config") -> "tuple[Languages, Mapping[str, str]]":
+    from stockade.app.engine import build_engine, prepare_data_dir
+
+    prepare_data_dir(config.data_dir)
+    async with build_engine(config, embedded=True) as engine:
+        # Each probe has its language's deadline.
+        return engine.languages, await engine.languages.versions(engine.runs.backend.run, engine.limits)
+
+
+def _language_rows(found: "Languages", versions: Mapping[str, str], *, asked: bool) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for one in found.all():
+        row: dict[str, object] = {
+            "name": one.name,
+            "display_name": one.display_name,
+            "aliases": list(one.aliases),
+            "extensions": list(one.extensions),
+            "compiled": one.compile is not None,
+            "available": found.is_available(one.name),
+            "packages": list(one.packages),
+        }
+        rows.append(row | ({"version": versions.get(one.name)} if asked else {}))
+    return rows
+
+
+def _print_languages(rows: list[dict[str, object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("Language", "Names", "Files", "Here"):
+        table.add_column(title, overflow="fold")
+    # Those that run here first.
+    for row in sorted(rows, key=lambda row: not row["available"]):
+        names = [row["name"], *_texts(row["aliases"])]
+        here = f"yes  {row.get('version') or ''}".rstrip()
+        if not row["available"]:
+            packages = " ".join(_texts(row["packages"]))
+            here = f"no   apt-get install {packages}" if packages else "no   not in Debian"
+        table.add_row(str(row["display_name"]), ", ".join(map(str, names)), " ".join(_texts(row["extensions"])), here)
+    Console().print(table)
+
+
+def _texts(value: object) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else []
+
+
+def doctor(as_json: AsJson = False, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Tell what this machine enforces, what it cannot, and how to mend it.
+
+    The exit status is 1 when something is missing that the configuration does not allow to go without.
+    """
+    from stockade.app.engine import load_languages, make_backend, prepare_data_dir
+    from stockade.config import load
+
+    loaded = load(file=config, options={"data_dir": data_dir})
+    prepare_data_dir(loaded.data_dir)
+    backend = make_backend(loaded, load_languages(loaded), embedded=True)
+
+    async def ask() -> "Report":
+        try:
+            async with asyncio.timeout(REPORT_S):
+                return await backend.report()
+        finally:
+            await backend.close()
+
+    report = asyncio.run(ask())
+    allowed = frozenset(loaded.sandbox.allow_unenforced)
+    lacking = [name for name in report.missing if name not in allowed]
+    if as_json:
+        print(json.dumps(_report_json(report, allowed, lacking)))
+    else:
+        _print_report(report, allowed, lacking)
+    raise typer.Exit(1 if lacking else 0)
+
+
+def _report_json(report: "Report", allowed: frozenset[str], lacking: list[str]) -> dict[str, object]:
+    features = [
+        {
+            "name": one.name,
+            "enforced": one.enforced,
+            "allowed_without": not one.enforced and one.name in allowed,
+            "mechanism": one.mechanism,
+            "remedy": one.remedy,
+        }
+        for one in report.features
+    ]
+    return {"backend": report.backend, "ok": not lacking, "details": dict(report.details), "features": features}
+
+
+def _print_report(report: "Report", allowed: frozenset[str], lacking: list[str]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in {"backend": report.backend, **report.details}.items():
+        facts.add_row(f"[dim]{escape(name)}[/]", escape(value))
+    console.print(facts, "")
+    table = Table(box=None, pad_edge=False)
+    for title in ("Protection", "Enforced", "By"):
+        table.add_column(title, overflow="fold")
+    for one in report.features:
+        state = "[green]yes[/]" if one.enforced else "[yellow]no (allowed)[/]" if one.name in allowed else "[red]NO[/]"
+        remedy = f"\n[bold]→ {escape(one.remedy)}[/]" if one.remedy and not one.enforced else ""
+        table.add_row(escape(one.name), state, escape(one.mechanism) + remedy)
+    console.print(table, "")
+    if lacking:
+        console.print(
+            f"[red]Stockade refuses to run programs here:[/] this machine does not enforce {', '.join(lacking)}. "
+            f"Mend it as told above, or go without by STOCKADE_SANDBOX_ALLOW_UNENFORCED={','.join(lacking)}"
+        )
+    elif report.missing:
+        console.print("Everything is enforced but what the configuration allows to go without.")
+    else:
+        console.print("[green]Everything is enforced.[/]")

@@ -1,0 +1,45 @@
+"""Logs are events with fields and hold nothing of a tenant's."""
+
+import io
+import json
+import logging
+
+import structlog
+
+from stockade.app.logs import configure
+from stockade.config import LogConfig
+
+
+def _written(config: LogConfig) -> tuple[io.StringIO, structlog.typing.FilteringBoundLogger]:
+    stream = io.StringIO()
+    configure(config, stream)
+    return stream, structlog.get_logger()
+
+
+def test_an_event_is_one_line_of_json() -> None:
+    stream, log = _written(LogConfig(format="json"))
+    log.info("server.started", port=1)
+    event = json.loads(stream.getvalue())
+    assert (event["event"], event["port"], event["level"]) == ("server.started", 1, "info")
+
+
+def test_events_below_the_level_are_left_out() -> None:
+    stream, log = _written(LogConfig(level="warning", format="json"))
+    log.info("quiet")
+    log.warning("loud")
+    assert "quiet" not in stream.getvalue()
+    assert "loud" in stream.getvalue()
+
+
+def test_an_error_is_logged_by_type_and_place_and_not_by_message() -> None:
+    stream, log = _written(LogConfig(format="json"))
+    try:
+        raise ValueError("print('a tenant wrote this')")
+    except ValueError as error:
+        log.error("request.crashed", exc_info=error)
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application", exc_info=error)
+    for line in stream.getvalue().splitlines():
+        event = json.loads(line)
+        assert event["error"] == "ValueError"
+        assert "test_logs.py" in event["trace"][-1]
+        assert "tenant" not in line
