@@ -29,7 +29,7 @@ def _processes() -> list[str]:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:  # ended meanwhile
             continue
-        if uid >= 0x7000_0000 or command.startswith(("stockade-warden", "init")) or "stockade.warden" in command:
+        if uid >= 0x7000_0000 or command.startswith(("stockade-", "init")) or "stockade.warden" in command:
             found.append(f"process {entry.name}: uid {uid}: {command or '(no arguments)'}")
     return found
 
