@@ -22,6 +22,12 @@ from .server import Server, stop_on_signals
 __all__ = ["main"]
 
 _TRIAL_S = 20.0
+# What root's warden keeps once its own root is built: to hand pipes over, to remove its directories from the top of the
+# control group trees (which nobody else may write to), to end what it made, to map ids. A sandbox's PID 1 mounts and
+# pivots with the capabilities that it has in its own user namespace.
+_CAPABILITIES = frozenset(
+    {kernel.CAP_CHOWN, kernel.CAP_DAC_OVERRIDE, kernel.CAP_KILL, kernel.CAP_SETGID, kernel.CAP_SETUID}
+)
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -59,6 +65,11 @@ def main(argv: list[str]) -> int:
             title=kernel.find_process_title(),
             processors=os.cpu_count() or 1,
         )
+        if own_uids:
+            # The bounding set first: it takes a capability that then goes.
+            kernel.drop_bounding_set(_CAPABILITIES)
+            kernel.drop_capabilities(_CAPABILITIES)
+            kernel.set_no_new_privileges()
         gc.collect()
         gc.freeze()  # collections in children would copy these pages for nothing
         mason = Mason(host)

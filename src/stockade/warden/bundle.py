@@ -17,6 +17,7 @@ _FILE = b"f"
 _DIRECTORY = b"d"
 _LINK = b"l"
 _CHUNK = 1 << 20
+_LONGEST_PATH = 4096  # PATH_MAX
 MOST_MEMBERS = 20_000
 
 
@@ -28,11 +29,14 @@ def pack(files: Mapping[str, bytes]) -> list[bytes]:
     """The pieces of a bundle that holds *files*, to be written one after the other.
 
     Raises:
-        BundleError: a path is absolute, empty, or leads out by `..`.
+        BundleError: a path is absolute, empty, not text, or leads out by `..`.
     """
     pieces: list[bytes] = []
     for name, content in files.items():
-        path = _checked(name.encode())
+        try:
+            path = _checked(name.encode())
+        except UnicodeEncodeError as error:
+            raise BundleError(f"not a file name: {name!r}") from error
         pieces += [_HEADER.pack(_FILE, 0o644, len(path), len(content)), path, content]
     return pieces
 
@@ -48,23 +52,28 @@ def unpack(source: int, directory: str) -> None:
     """
     offset = 0
     end = os.fstat(source).st_size
+    directories: list[tuple[bytes, int]] = []
     while offset < end:
         header = os.pread(source, _HEADER.size, offset)
         if len(header) < _HEADER.size:
             raise BundleError("bundle is cut off")
         kind, mode, path_length, length = _HEADER.unpack(header)
         offset += _HEADER.size
+        if path_length > _LONGEST_PATH or length > end - offset - path_length:
+            raise BundleError("bundle is cut off")
         name = os.path.join(directory.encode(), _checked(os.pread(source, path_length, offset)))
         offset += path_length
         if kind == _DIRECTORY:
-            os.makedirs(name, exist_ok=True)
-            os.chmod(name, mode)
+            _make_directory(name)
+            directories.append((name, mode))
         elif kind == _LINK:
-            _make_parents(name)
+            _make_directory(os.path.dirname(name))
             os.symlink(os.pread(source, length, offset), name)
         else:
             _write(source, offset, length, name, mode)
         offset += length
+    for name, mode in reversed(directories):  # last, the inner ones first: some may not be written to
+        os.chmod(name, mode)
 
 
 def collect(directory: str, target: int, most_bytes: int) -> None:
@@ -128,7 +137,7 @@ def _write(source: int, offset: int, length: int, name: bytes, mode: int) -> Non
     try:
         target = os.open(name, flags, 0o600)
     except FileNotFoundError:
-        _make_parents(name)
+        _make_directory(os.path.dirname(name))
         target = os.open(name, flags, 0o600)
     try:
         end = offset + length
@@ -142,8 +151,17 @@ def _write(source: int, offset: int, length: int, name: bytes, mode: int) -> Non
         os.close(target)
 
 
-def _make_parents(name: bytes) -> None:
-    os.makedirs(os.path.dirname(name), exist_ok=True)
+def _make_directory(name: bytes) -> None:
+    """With its parents, where they are missing. No recursion: a path may be deeper than Python's stack."""
+    missing = [name]
+    while missing:
+        try:
+            os.mkdir(missing[-1])
+            missing.pop()
+        except FileExistsError:
+            missing.pop()
+        except FileNotFoundError:
+            missing.append(os.path.dirname(missing[-1]))
 
 
 def _checked(path: bytes) -> bytes:

@@ -62,9 +62,11 @@ def _counters(text: str) -> dict[str, int]:
     return {key: int(value) for key, _, value in (line.partition(" ") for line in text.splitlines())}
 
 
-def _start_time(pid: int) -> str:
+def _start_time(pid: int) -> str | None:
+    """When that process started, in the kernel's own count; `None` when it has ended and only waits to be reaped."""
     with open(f"/proc/{pid}/stat", "rb") as stat:
-        return stat.read().rpartition(b")")[2].split()[19].decode()
+        numbers = stat.read().rpartition(b")")[2].split()  # the name, before it, may hold blanks
+    return None if numbers[0] in b"ZX" else numbers[19].decode()
 
 
 def warden_tag() -> str:
@@ -199,11 +201,16 @@ class Cgroups:
 
     def find(self, name: str) -> Group:
         """The groups of a sandbox that `create` made, or will make, in this process or another."""
-        trees = dict.fromkeys(tree for tree in (self._memory, self._pids, self.cpu_time_tree) if tree is not None)
+        wanted = (self._memory, self._pids, self._cpu, self.cpu_time_tree)
+        trees = dict.fromkeys(tree for tree in wanted if tree is not None)
         return Group(cgroups=self, name=name, trees=tuple(trees))
 
-    def limit(self, group: Group, pid: int, limits: GroupLimits) -> None:
-        """Set the limits of a group whose first process is *pid* and has nothing of a tenant's in it yet."""
+    def limit(self, group: Group, limits: GroupLimits) -> None:
+        """Set the limits of a group that has nothing of a tenant's in it yet.
+
+        All groups have been joined before: joining one can take 10 ms, for it waits until every fork and exit on the
+        machine has let go of a lock (cgroup_threadgroup_rwsem).
+        """
         name = group.name
         if (tree := self._memory) is not None:
             memory = str(limits.memory_bytes)
@@ -221,10 +228,6 @@ class Cgroups:
             _write(f"{name}/pids.max", str(limits.processes), tree.base)
         if (tree := self._cpu) is not None and limits.cpus < self._cores:  # else it would not bind
             quota = max(1000, int(limits.cpus * _PERIOD_US))
-            if tree not in group.trees:
-                os.mkdir(name, 0o755, dir_fd=tree.base)
-                group.trees = (*group.trees, tree)
-                _write(f"{name}/cgroup.procs", str(pid), tree.base)
             if tree.version == 2:
                 _write(f"{name}/cpu.max", f"{quota} {_PERIOD_US}", tree.base)
             else:
@@ -248,6 +251,10 @@ class Cgroups:
             parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             self._give_up(controllers, f"{directory}: {error.strerror}")
+            return
+        place = os.fstat(parent)
+        if any(os.path.samestat(place, os.fstat(tree.parent)) for tree in self.trees):
+            os.close(parent)  # mounted in several places: ours already
             return
         try:
             _sweep(parent)
@@ -390,6 +397,8 @@ def _remove_group(name: str, directory: int) -> None:
             if time.monotonic() > deadline:
                 return
         for pid in _read(f"{name}/cgroup.procs", directory).split():
+            # 0: in a pid namespace that we do not see into (and to kill, it means our own process group)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), 9)
+                if pid != "0":
+                    os.kill(int(pid), 9)
         time.sleep(0.002)

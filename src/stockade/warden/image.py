@@ -138,11 +138,16 @@ def _copy(source: str, target: str) -> None:
     info = os.lstat(source)
     if stat.S_ISLNK(info.st_mode):
         link = os.readlink(source)
-        # A link that stays in /usr or in what is copied is kept; any other would lead nowhere inside: copy its file.
+        # A link within /usr and what is copied is kept. One to elsewhere in /etc is replaced by its file. Any other is
+        # left out: the administrator may have put links to places that are nobody's business inside.
         if link.startswith(("/usr/", "/lib/", "/bin/", "/etc/alternatives/")) or not link.startswith("/"):
             os.symlink(link, target)
             return
+        if not os.path.realpath(source).startswith("/etc/"):
+            return
         info = os.stat(source)
+        if not stat.S_ISREG(info.st_mode):
+            return  # a link to a directory may lead to one that holds it
     if stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_IROTH:
         os.mkdir(target, 0o755)
         for name in os.listdir(source):

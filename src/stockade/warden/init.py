@@ -98,7 +98,6 @@ def live(cell: Cell) -> NoReturn:
         _settle(cell)
         os.write(cell.control, READY)
         errand = _await_errand(cell)
-        kernel.unshare(kernel.CLONE_NEWCGROUP)  # all groups are joined by now: ours are the roots of what is seen
         fit_sandbox_root(disk_bytes=errand.disk_bytes, disk_inodes=errand.disk_inodes, cwd=errand.cwd)
         _give_up_privileges(cell)
         os.write(cell.control, STARTED + STARTED_HEAD.pack(time.monotonic()) + _cpu_counter(cell))
@@ -134,6 +133,8 @@ def _settle(cell: Cell) -> None:
         os.close(fd)
     if os.read(cell.control, 1) != GO:  # the warden has written our id maps
         raise OSError("the warden went away")
+    kernel.unshare(kernel.CLONE_NEWCGROUP)  # after joining: our groups are the roots of what is seen
+    _die_first()  # while our /proc entries are still ours to write
     if cell.own_uids:
         os.setgroups([])
         os.setresgid(0, 0, 0)
@@ -145,6 +146,15 @@ def _settle(cell: Cell) -> None:
     _raise_loopback()
     os.setsid()
     enter_sandbox_root(cell.stage, cell.image)
+
+
+def _die_first() -> None:
+    """When the *host* runs out of memory, a sandbox goes before the server, whatever our starter's setting is."""
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"500")
+    finally:
+        os.close(fd)
 
 
 def _close_all_but(keep: set[int]) -> None:
@@ -237,6 +247,9 @@ def _set_rlimits(cell: Cell, errand: Errand) -> None:
         # for it keeps count of that: hence the room, which forks under way at the same moment use up.
         (resource.RLIMIT_NPROC, errand.processes * 2 + 16 if cell.processes_in_group else errand.processes + 1),
         (resource.RLIMIT_MEMLOCK, 64 * 1024),
+        # Not what our starter may have: a real-time process would keep the host from its processors.
+        (resource.RLIMIT_RTPRIO, 0),
+        (resource.RLIMIT_NICE, 0),
         (resource.RLIMIT_MSGQUEUE, 800 * 1024),
     ):
         hard = resource.getrlimit(kind)[1]

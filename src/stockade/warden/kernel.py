@@ -9,6 +9,11 @@ import os
 import platform
 
 __all__ = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
     "CLONE_NEWCGROUP",
     "CLONE_NEWIPC",
     "CLONE_NEWNET",
@@ -74,6 +79,13 @@ MOUNT_ATTR_NODEV = 4
 MOUNT_ATTR_NOEXEC = 8
 AT_RECURSIVE = 0x8000
 AT_FDCWD = -100
+
+# <linux/capability.h>
+CAP_CHOWN = 0
+CAP_DAC_OVERRIDE = 1
+CAP_KILL = 5
+CAP_SETGID = 6
+CAP_SETUID = 7
 
 # <linux/prctl.h>
 PR_SET_PDEATHSIG = 1
@@ -227,10 +239,10 @@ def set_seccomp(program: bytes) -> None:
     )
 
 
-def drop_bounding_set() -> None:
-    """Take every capability out of the bounding set, so that no file can give one back."""
+def drop_bounding_set(keep: frozenset[int] = frozenset()) -> None:
+    """Take every capability but *keep* out of the bounding set, so that no file can give one back."""
     for capability in range(64):
-        if _libc.prctl(
+        if capability not in keep and _libc.prctl(
             ctypes.c_int(PR_CAPBSET_DROP),
             ctypes.c_ulong(capability),
             ctypes.c_ulong(0),
@@ -240,10 +252,11 @@ def drop_bounding_set() -> None:
             return  # EINVAL: one past the last that this kernel knows
 
 
-def drop_capabilities() -> None:
-    """Empty the effective, permitted and inheritable sets (and with them the ambient one). See capset(2)."""
+def drop_capabilities(keep: frozenset[int] = frozenset()) -> None:
+    """Leave only *keep* in the effective and permitted sets, and nothing to be inherited. See capset(2)."""
     header = (ctypes.c_uint32 * 2)(0x2008_0522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
-    data = (ctypes.c_uint32 * 6)()
+    low = sum(1 << capability for capability in keep)
+    data = (ctypes.c_uint32 * 6)(low, low)
     _check(_libc.capset(ctypes.byref(header), ctypes.byref(data)), "capset")
 
 

@@ -43,12 +43,18 @@ class Mason:
 
         Raises:
             Refused: there is no such image, or no user ids are left.
+            BlockingIOError: so many are on order that no more fit into the socket.
         """
         if image not in self._host.stage.images:
             raise Refused("invalid", f"unknown image {image!r}; known: {', '.join(self._host.stage.images)}")
         ids = self._host.ids.take() if self._host.ids is not None else None
         self._count += 1
-        protocol.send(self.channel, {"image": image, "name": f"cell-{self._count}", "ids": ids})
+        try:
+            protocol.send(self.channel, {"image": image, "name": f"cell-{self._count}", "ids": ids})
+        except OSError:
+            if ids is not None and self._host.ids is not None:
+                self._host.ids.give_back(ids)
+            raise
         self.under_way += 1
 
     def delivered(self) -> Iterator[Cell | Refused]:

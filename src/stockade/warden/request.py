@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .protocol import MOST_DESCRIPTORS
+
 __all__ = ["Refused", "RunRequest"]
 
 
@@ -54,7 +56,7 @@ class RunRequest:
         if not isinstance(env, dict) or not all(_is_variable(k, v) for k, v in env.items()):
             raise Refused("invalid", "env: must map names to strings without NUL")
         cwd = message.get("cwd")
-        if not isinstance(cwd, str) or "\0" in cwd or not cwd.startswith("/") or ".." in cwd.split("/"):
+        if not isinstance(cwd, str) or not _is_text(cwd) or not cwd.startswith("/") or ".." in cwd.split("/"):
             raise Refused("invalid", "cwd: must be an absolute path")
         network = message.get("network", "none")
         if network != "none":
@@ -62,6 +64,8 @@ class RunRequest:
         bundles = descriptors - 1
         if bundles < 0:
             raise Refused("invalid", "the descriptor of standard input is missing")
+        if descriptors + (message.get("collect") is True) > MOST_DESCRIPTORS:
+            raise Refused("invalid", f"{bundles} bundles are too many")
         return cls(
             id=_whole(message, "id", 1 << 53, least=0),
             image=str(message.get("image")),
@@ -99,7 +103,13 @@ class RunRequest:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value
+    """Whether the kernel can be given it."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        return value.isascii() or bool(value.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can write
+        return False
 
 
 def _is_variable(name: object, value: object) -> bool:

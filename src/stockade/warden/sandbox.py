@@ -29,6 +29,8 @@ class Output:
     """Made with the first byte."""
     size: int = 0
     truncated: bool = False
+    error: OSError | None = None
+    """Why we could not keep it."""
 
     def pump(self, null: int, *, to_the_end: bool = False) -> bool:
         """Move what the pipe holds, by reference where the kernel can; False when the pipe has ended.
@@ -52,6 +54,9 @@ class Output:
                     self.truncated = self.truncated or moved > 0
             except BlockingIOError:
                 return True
+            except OSError as error:  # no memory, no descriptors: this run fails, the others go on
+                self.error = self.error or error
+                return False
             if moved == 0:
                 return False
         return True
@@ -106,7 +111,6 @@ class Sandbox:
         request, cell = self.request, self.cell
         cell.host.cgroups.limit(
             cell.group,
-            cell.pid,
             # One more process than asked for: PID 1 is ours.
             GroupLimits(memory_bytes=request.memory_bytes, processes=request.processes + 1, cpus=request.cpus),
         )
@@ -186,6 +190,8 @@ class Sandbox:
         """What came of it, once nothing of the tenant's is alive: the answer and its descriptors."""
         for output in (self.stdout, self.stderr):
             output.pump(self.cell.host.null, to_the_end=True)
+            if output.error is not None and self.failure is None:
+                self.failure = Refused("unavailable", f"cannot keep the output: {output.error}")
         now = time.monotonic()
         user, system = self._cpu_us()
         descriptors = [o.file for o in (self.stdout, self.stderr) if o.size and o.file is not None]

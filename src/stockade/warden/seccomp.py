@@ -71,7 +71,7 @@ ALLOWED: Final = (
         """fork vfork execve execveat exit exit_group wait4 waitid kill tkill tgkill pause getpid getppid gettid getpgid
         setpgid getpgrp getsid setsid getuid geteuid getgid getegid getresuid getresgid getgroups setuid setgid
         setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capget capset prctl arch_prctl getrlimit
-        setrlimit prlimit64 getrusage times getpriority setpriority ioprio_get ioprio_set set_tid_address
+        getrusage times getpriority setpriority ioprio_get ioprio_set set_tid_address
         set_robust_list get_robust_list rseq futex futex_waitv futex_wake futex_wait futex_requeue restart_syscall
         pidfd_open pidfd_send_signal uname sysinfo getcpu getrandom seccomp landlock_create_ruleset landlock_add_rule
         landlock_restrict_self uretprobe uprobe""",
@@ -232,6 +232,12 @@ CHECKED: Final = (
     ),
     _group("mknod", "mknod mknodat", "refused for device nodes; pipes and sockets are fine"),
     _group(
+        "limits",
+        "setrlimit prlimit64",
+        "setting RLIMIT_CORE is answered with success and not done: a program that lowers it from 1 to 0 and crashes "
+        "makes the kernel start the host's core dump handler, as the host's root (core(5))",
+    ),
+    _group(
         "sync",
         "sync",
         "answered with success and not done: it flushes the host's disks, a sandbox outlives no crash",
@@ -274,6 +280,11 @@ def _fail(error: int) -> Code:
 def _arg(index: int) -> Code:
     """Load the low 32 bits of an argument (all architectures here are little-endian)."""
     return ((_LOAD, 0, 0, _ARGS + 8 * index),)
+
+
+def _high(index: int) -> Code:
+    """Load the high 32 bits of an argument."""
+    return ((_LOAD, 0, 0, _ARGS + 8 * index + 4),)
 
 
 def _mask(bits: int) -> Code:
@@ -324,6 +335,7 @@ _SOCK_TYPE_MASK, _SOCK_STREAM, _SOCK_DGRAM = (
 )  # above the mask: SOCK_CLOEXEC, SOCK_NONBLOCK
 _IPPROTO_DEFAULT, _IPPROTO_TCP, _IPPROTO_UDP = 0, 6, 17
 _NETLINK_ROUTE = 0
+_RLIMIT_CORE = 4
 _TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
 _S_IFCHR = 0o020000  # also set in S_IFBLK, in no type that mknod may make without privileges
 
@@ -371,6 +383,16 @@ _CHECKS: Final[dict[str, Code]] = {
     "personality": (*_arg(0), *_one_of((0, 0xFFFFFFFF), _YES, _NO)),
     "mknod": (*_arg(1), *_when(_ANY_BIT, _S_IFCHR, _NO, _YES)),
     "mknodat": (*_arg(2), *_when(_ANY_BIT, _S_IFCHR, _NO, _YES)),
+    "setrlimit": (*_arg(0), *_one_of((_RLIMIT_CORE,), _fail(0), _YES)),
+    # prlimit64(pid, resource, new, old): without `new`, a pointer, it only reads.
+    "prlimit64": (
+        *_arg(1),
+        *_one_of(
+            (_RLIMIT_CORE,),
+            (*_arg(2), *_one_of((0,), (*_high(2), *_one_of((0,), _YES, _fail(0))), _fail(0))),
+            _YES,
+        ),
+    ),
     "sync": _fail(0),
 }
 

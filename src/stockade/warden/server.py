@@ -10,8 +10,10 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +30,9 @@ __all__ = ["Server"]
 _UCRED = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
 _MOST_RUNS = 4096  # a client's at once
 _RETRY_S = 0.05  # for groups that the kernel still held
+_NO_SPARES_S = 1.0  # after one could not be made
+_LONGEST_REASON = 4000  # characters
+_MOST_WAITING = 64  # answers that a client has not taken: what it asks for meanwhile stays in its socket
 
 
 @dataclass(eq=False)
@@ -37,7 +42,11 @@ class _Client:
     waiting: dict[int, "_Waiting"] = field(default_factory=dict)
     """Runs for which a cell is being made."""
     outbox: deque[tuple[dict[str, Any], tuple[int, ...]]] = field(default_factory=deque)
-    """Answers that the client was too slow to take; at most one for each of its runs."""
+    """Answers that the client was too slow to take; bounded, for nothing is read from it once there are many."""
+
+    @property
+    def is_behind(self) -> bool:
+        return len(self.outbox) >= _MOST_WAITING
 
 
 @dataclass(eq=False)
@@ -83,6 +92,7 @@ class Server:
         self._timers: list[tuple[float, int, Sandbox]] = []
         self._count = 0
         self._unburied = 0
+        self._no_spares_until = 0.0
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._watch(self._wake_read, lambda _: self._woken())
@@ -181,7 +191,9 @@ class Server:
     def _attend(self, client: _Client, events: int) -> None:
         if events & select.EPOLLOUT:
             self._flush(client)
-        while client in self._clients:
+        if client.is_behind and events & select.EPOLLHUP:
+            self._dismiss(client)  # gone without having taken its answers
+        while client in self._clients and not client.is_behind:
             try:
                 received = protocol.receive(client.connection)
             except BlockingIOError:
@@ -195,6 +207,9 @@ class Server:
             message, descriptors = received
             try:
                 self._obey(client, message, descriptors)
+            except Exception:  # ours to mend, and yet no reason to end what others have running
+                traceback.print_exc()
+                self._dismiss(client)
             finally:
                 for fd in descriptors:
                     os.close(fd)
@@ -231,8 +246,20 @@ class Server:
                 return
             else:
                 return
-        client.outbox.append((message, tuple(os.dup(fd) for fd in descriptors)))
-        self._epoll.modify(client.connection.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        kept: list[int] = []
+        try:
+            for fd in descriptors:
+                kept.append(os.dup(fd))
+        except OSError as error:  # out of descriptors: the client shall know at least that
+            for fd in kept:
+                os.close(fd)
+            kept, message = [], _refusal(message["re"], Refused("unavailable", f"cannot keep the output: {error}"))
+        client.outbox.append((message, tuple(kept)))
+        self._watch_client(client)
+
+    def _watch_client(self, client: _Client) -> None:
+        wanted = (0 if client.is_behind else select.EPOLLIN) | (select.EPOLLOUT if client.outbox else 0)
+        self._epoll.modify(client.connection.fileno(), wanted)
 
     def _flush(self, client: _Client) -> None:
         while client.outbox:
@@ -247,7 +274,7 @@ class Server:
             client.outbox.popleft()
             for fd in descriptors:
                 os.close(fd)
-        self._epoll.modify(client.connection.fileno(), select.EPOLLIN)
+        self._watch_client(client)
 
     def _dismiss(self, client: _Client) -> None:
         """The client is gone: so are its runs."""
@@ -270,13 +297,24 @@ class Server:
             raise Refused("invalid", f"id {request.id} is in use")
         if len(client.runs) + len(client.waiting) >= _MOST_RUNS:
             raise Refused("unavailable", f"{_MOST_RUNS} runs at once are too many")
+        for fd in descriptors:
+            # A directory would be a way out of the sandbox, a socket or a device one into something else.
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Refused("invalid", "input and bundles must be regular files")
         while (spare := next((cell for cell in self._cells if cell.image == request.image), None)) is not None:
             self._cells.remove(spare)
             self._refill()
             if self._begin(client, request, spare, descriptors):
                 return
-        self._mason.order(request.image)
-        waiting = _Waiting(client, request, [os.dup(fd) for fd in descriptors])
+        with contextlib.suppress(BlockingIOError):  # many are on order: `_refill` goes on as they come in
+            self._mason.order(request.image)
+        waiting = _Waiting(client, request, [])
+        try:
+            for fd in descriptors:
+                waiting.descriptors.append(os.dup(fd))
+        except OSError as error:
+            waiting.close()
+            raise Refused("unavailable", f"cannot keep the input: {error}") from error
         client.waiting[request.id] = waiting
         self._waiting.append(waiting)
 
@@ -291,6 +329,8 @@ class Server:
                     if waiting is not None:
                         self._answer(waiting.client, _refusal(waiting.request.id, made))
                         waiting.close()
+                elif isinstance(made, Refused):
+                    self._no_spares_until = time.monotonic() + _NO_SPARES_S
         except EOFError:
             self.stop()  # whoever started us will start us again
         self._refill()
@@ -317,8 +357,9 @@ class Server:
         return waiting
 
     def _refill(self) -> None:
-        """Have cells made ahead of demand; not while the host refuses even those that are asked for."""
-        missing = self._most_cells + len(self._waiting) - len(self._cells) - self._mason.under_way
+        """Have cells made, for those who wait and ahead of demand; the latter not where one has just failed."""
+        spares = self._most_cells if time.monotonic() >= self._no_spares_until else 0
+        missing = spares + len(self._waiting) - len(self._cells) - self._mason.under_way
         with contextlib.suppress(Refused, BlockingIOError):
             for _ in range(missing if not self._stopping else 0):
                 self._mason.order("host")
@@ -378,12 +419,18 @@ class Server:
         if not more and pipe is not None:
             self._forget(pipe)
             output.close_pipe()
-        if output.truncated and not was_truncated and not sandbox.request.drop_output:
+        if output.error is not None:
+            sandbox.kill("setup")
+        elif output.truncated and not was_truncated and not sandbox.request.drop_output:
             sandbox.kill("output")
 
     def _out_of_memory(self, sandbox: Sandbox) -> None:
         """v1: the kernel has killed, or is about to kill, one process; the others must not go on without it."""
         if sandbox.oom_event is not None:
+            try:
+                os.read(sandbox.oom_event, 8)
+            except BlockingIOError:  # news of a descriptor that had its number before
+                return
             self._forget(sandbox.oom_event)
         sandbox.kill("memory")
 
@@ -407,7 +454,8 @@ class Server:
 
     def _bury(self, sandbox: Sandbox) -> None:
         """PID 1 has ended, and the kernel has ended all others in its namespace: answer if we have not, and free."""
-        os.waitpid(sandbox.cell.pid, 0)
+        if os.waitpid(sandbox.cell.pid, os.WNOHANG)[0] == 0:  # news of a descriptor that had its number before
+            return
         sandbox.read_control()
         self._finish(sandbox)
         self._forget(sandbox.cell.control.fileno())
@@ -417,7 +465,9 @@ class Server:
 
 
 def _refusal(number: object, refusal: Refused) -> dict[str, Any]:
-    return {"re": number, "error": {"kind": refusal.kind, "message": str(refusal)}}
+    """Of what the client wrote only a number comes back as it was: an answer must always be short and sendable."""
+    message = str(refusal).encode(errors="backslashreplace").decode()[:_LONGEST_REASON]
+    return {"re": number if type(number) is int else None, "error": {"kind": refusal.kind, "message": message}}
 
 
 def stop_on_signals(server: Server) -> None:

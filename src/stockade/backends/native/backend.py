@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 from typing import Any, TypeAlias
 
@@ -96,6 +97,8 @@ class _Connection:
                 await self._until_writable()
             except protocol.ProtocolError as error:
                 raise Invalid(f"arguments and environment are too long: {error}") from error
+            except UnicodeEncodeError as error:
+                raise Invalid(f"arguments and environment must be text that UTF-8 can write: {error}") from error
             except OSError as error:
                 self._lose(f"the warden is gone: {error.strerror}")
 
@@ -280,6 +283,8 @@ def _filled(name: str, pieces: list[bytes]) -> int:
             while view:
                 view = view[os.write(fd, view) :]
         os.lseek(fd, 0, os.SEEK_SET)
+        # The program gets its standard input by this descriptor, and so could write there.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
     except BaseException:
         os.close(fd)
         raise
