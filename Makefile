@@ -52,8 +52,8 @@ test-packages:
 	  { $(APT) update && $(APT) install -y --no-install-recommends $$missing >/dev/null; } || \
 	  echo "Not installed:$$missing; their tests are skipped" >&2; }
 
-bench: setup ## Measure against bare Python, bubblewrap and docker run
-	$(BIN)/python -m bench $(ARGS)
+bench: setup ## Measure against bare Python, bubblewrap and docker run (RUNS=10000 for the long look at growth)
+	$(BIN)/python -m bench $(if $(RUNS),--runs $(RUNS)) $(ARGS)
 
 lint: setup ## Check style, types and layers
 	$(BIN)/ruff check .
