@@ -84,11 +84,14 @@ class Backend(Protocol):
     async def run(self, sandbox: SandboxSpec, process: ProcessSpec) -> ProcessResult:
         """Run *process* in a fresh sandbox, then destroy the sandbox with everything in it.
 
-        When the call is cancelled, the sandbox is killed before the cancellation goes on.
+        It returns once nothing of the tenant's is alive; the kernel may still be taking the empty sandbox apart. When
+        the call is cancelled, the sandbox is killed before the cancellation goes on.
 
         Raises:
             Invalid: the sandbox or the process cannot be described to the kernel (unknown image, a NUL in an
                 argument, …).
+            Unsupported: this backend has no such network.
+            Unavailable: the host has no room for another sandbox now, or the backend is closed.
             BackendLost: the warden died; safe to retry.
             Fault: the sandbox could not be built.
         """

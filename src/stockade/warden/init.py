@@ -36,6 +36,7 @@ __all__ = [
     "Cell",
     "Errand",
     "live",
+    "set_fixed_rlimits",
 ]
 
 # Messages to the warden: one letter, then a fixed structure.
@@ -235,26 +236,35 @@ def _program(errand: Errand) -> str:
     raise FileNotFoundError("no such program in the sandbox")
 
 
+def set_fixed_rlimits() -> None:
+    """What is alike for all sandboxes; set once, in the process whose children they are."""
+    # Not 0: where the host pipes core dumps to a program, only 1 keeps the kernel from starting it. See core(5).
+    _lower_limit(resource.RLIMIT_CORE, 1)
+    _lower_limit(resource.RLIMIT_MEMLOCK, 64 * 1024)
+    _lower_limit(resource.RLIMIT_MSGQUEUE, 800 * 1024)
+    # Not what our starter may have: a real-time process would keep the host from its processors.
+    _lower_limit(resource.RLIMIT_RTPRIO, 0)
+    _lower_limit(resource.RLIMIT_NICE, 0)
+
+
+def _lower_limit(kind: int, value: int) -> None:
+    """Set a resource limit to *value*, or to what it is where that is less: raising it takes a privilege."""
+    hard = resource.getrlimit(kind)[1]
+    most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (most, most))
+
+
 def _set_rlimits(cell: Cell, errand: Errand) -> None:
     """Second walls beside the control groups, and what those do not cover. See getrlimit(2)."""
     for kind, value in (
-        # Not 0: where the host pipes core dumps to a program, only 1 keeps the kernel from starting it. See core(5).
-        (resource.RLIMIT_CORE, 1),
         (resource.RLIMIT_FSIZE, errand.disk_bytes),
         (resource.RLIMIT_NOFILE, errand.open_files),
         (resource.RLIMIT_STACK, errand.stack_bytes),
         # Counted in our user namespace alone since Linux 5.14. Where there is a control group it shall refuse first,
         # for it keeps count of that: hence the room, which forks under way at the same moment use up.
         (resource.RLIMIT_NPROC, errand.processes * 2 + 16 if cell.processes_in_group else errand.processes + 1),
-        (resource.RLIMIT_MEMLOCK, 64 * 1024),
-        # Not what our starter may have: a real-time process would keep the host from its processors.
-        (resource.RLIMIT_RTPRIO, 0),
-        (resource.RLIMIT_NICE, 0),
-        (resource.RLIMIT_MSGQUEUE, 800 * 1024),
     ):
-        hard = resource.getrlimit(kind)[1]
-        most = value if hard == resource.RLIM_INFINITY else min(value, hard)  # raising it takes a privilege
-        resource.setrlimit(kind, (most, most))
+        _lower_limit(kind, value)
 
 
 def _mind(cell: Cell, errand: Errand, tenant: int) -> NoReturn:

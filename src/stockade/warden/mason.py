@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from typing import NoReturn
 
-from . import kernel, protocol
+from . import init, kernel, protocol
 from .cell import Cell, Host, build
 from .request import Refused
 
@@ -111,6 +111,7 @@ def _work(host: Host, channel: socket.socket) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the warden ends us when it has ended
     kernel.seal_process_title("stockade-mason", host.title)
+    init.set_fixed_rlimits()
     gc.disable()
     while True:
         received = protocol.receive(channel)

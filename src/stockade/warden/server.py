@@ -93,6 +93,7 @@ class Server:
         self._count = 0
         self._unburied = 0
         self._no_spares_until = 0.0
+        self._deaf_until: float | None = None
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._watch(self._wake_read, lambda _: self._woken())
@@ -145,12 +146,15 @@ class Server:
         if len(self._timers) > 64 + 4 * len(self._sandboxes):  # most belong to runs that are over
             self._timers = [timer for timer in self._timers if timer[2] in self._sandboxes]
             heapq.heapify(self._timers)
+        if self._deaf_until is not None and self._deaf_until <= now and self._listener is not None:
+            self._deaf_until = None
+            self._watch(self._listener.fileno(), lambda _: self._accept())
         held = self._host.cgroups.held
         if held:
             held[:] = [group for group in held if not group.close()]
 
     def _until_next_timer(self) -> float:
-        waits = [_RETRY_S] if self._host.cgroups.held else []
+        waits = [_RETRY_S] if self._host.cgroups.held or self._deaf_until is not None else []
         if self._timers:
             waits.append(max(0.0, self._timers[0][0] - time.monotonic()))
         return min(waits, default=-1)
@@ -173,7 +177,9 @@ class Server:
         assert self._listener is not None
         try:
             connection, _ = self._listener.accept()
-        except OSError:  # gone again, or we are out of descriptors: the next turn tries again
+        except OSError:  # gone again, or we are out of descriptors: look again when some may have come free
+            self._forget(self._listener.fileno())
+            self._deaf_until = time.monotonic() + _RETRY_S
             return
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         _, uid, _ = _UCRED.unpack(credentials)
@@ -323,7 +329,10 @@ class Server:
         try:
             for made in self._mason.delivered():
                 if isinstance(made, Cell) and not self._serve_waiting(made):
-                    self._cells.append(made)
+                    if len(self._cells) < self._most_cells:
+                        self._cells.append(made)
+                    else:  # ordered for a run that was cancelled meanwhile
+                        self._throw_away(made)
                 elif isinstance(made, Refused) and self._waiting:
                     waiting = self._next_waiting(self._waiting[0].request.image)
                     if waiting is not None:
@@ -334,6 +343,16 @@ class Server:
         except EOFError:
             self.stop()  # whoever started us will start us again
         self._refill()
+
+    def _throw_away(self, cell: Cell) -> None:
+        cell.kill()
+        self._unburied += 1
+        self._watch(cell.pidfd, lambda _: self._clear_away(cell))
+
+    def _clear_away(self, cell: Cell) -> None:
+        self._forget(cell.pidfd)
+        cell.discard()  # it has ended: there is nothing to wait for
+        self._unburied -= 1
 
     def _serve_waiting(self, cell: Cell) -> bool:
         waiting = self._next_waiting(cell.image)
