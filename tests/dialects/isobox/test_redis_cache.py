@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class Redis:
 
 
 @pytest.fixture
-async def redis(tmp_path: Path) -> AsyncIterator[Redis]:
+def redis(tmp_path: Path) -> Iterator[Redis]:
     """A Redis that keeps nothing and listens on no port."""
     if SERVER is None:
         pytest.skip("redis-server is not installed (Debian package redis-server)")
@@ -35,7 +35,7 @@ async def redis(tmp_path: Path) -> AsyncIterator[Redis]:
         while not socket.is_socket():
             assert process.poll() is None, "redis-server ended"
             assert time.monotonic() < deadline, "redis-server did not come up"
-            await asyncio.sleep(0.02)
+            time.sleep(0.02)
         yield Redis(url=f"unix://{socket}", process=process)
     finally:
         process.kill()
