@@ -150,7 +150,12 @@ class ServerConfig:
     max_body_bytes: int = setting(
         2 * _MIB, at_least=1024, help="Largest request body; a larger one is answered with 413."
     )
-    body_timeout_s: float = setting(30.0, at_least=0.1, help="Time that a client has to send its request body.")
+    body_timeout_s: float = setting(
+        30.0,
+        at_least=0.1,
+        help="Time that a client has to send a request's headers, and then its body; also the longest time in which it "
+        "may take nothing of an answer.",
+    )
     drain_s: float = setting(
         30.0, at_least=0, help="After SIGTERM: time that running requests have to end before they are cancelled."
     )
@@ -229,6 +234,12 @@ class SandboxConfig:
         (),
         help="Protections, by the names that `stockade doctor` prints, that you agree to go without where this machine "
         "cannot enforce them.",
+    )
+    warden_socket: Path | None = setting(
+        None,
+        help="Where a warden listens that somebody else started (`stockade warden`): its sandboxes are used and none "
+        "is started here. So a server that never was root gets root's isolation. Directories to show are then up to "
+        "the warden's own `sandbox.host_paths`.",
     )
     languages_dir: Path | None = setting(
         None, help="Directory with further language files; one with the name of a language of ours replaces it."

@@ -44,15 +44,17 @@ def backend_options(
     """What the backend is told.
 
     The operator's directories are passed on as they are, so that a wrong one is reported. Those that languages read
-    are there only where the language is installed.
+    are there only where the language is installed. Where the configuration names a warden, that one is used, whatever
+    the caller would have started.
     """
+    named = config.sandbox.warden_socket
     installed = [path for path in languages.host_paths() if Path(path).is_dir()]
     return BackendOptions(
         data_dir=config.data_dir,
         host_paths=tuple(dict.fromkeys((*config.sandbox.host_paths, *installed))),
         allow_unenforced=config.sandbox.allow_unenforced,
-        warden_socket=warden_socket,
-        embedded=embedded,
+        warden_socket=named or warden_socket,
+        embedded=embedded and named is None,
     )
 
 
@@ -63,8 +65,8 @@ async def build_engine(
     """A started engine; at the end of the block everything that runs is killed and the backend is closed.
 
     Args:
-        embedded: the warden belongs to this process alone and ends with it.
-        warden_socket: where a warden listens that somebody else started.
+        embedded: the warden belongs to this process alone and ends with it, unless the configuration names one.
+        warden_socket: where a warden listens that is ours but no child of the backend's.
 
     Raises:
         CannotEnforce, Unavailable: the backend does not start; see `Backend.start`.

@@ -33,8 +33,9 @@ def exclusive(data_dir: Path) -> Iterator[None]:
             raise Conflict(
                 f"{who} uses the data directory {data_dir}; stop it, or name another directory with --data-dir"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: whom a second server meets will have no name, that is all
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         # The file stays: removing it would let two servers lock two files of the same name.

@@ -19,6 +19,7 @@ import uvloop
 from stockade import __version__, registry
 from stockade.accounts.keys import Keys
 from stockade.app import lock, privileges
+from stockade.app.connections import Bounded, connection
 from stockade.app.engine import build_engine, prepare_data_dir
 from stockade.app.http import Parts, create_app, new_registry
 from stockade.app.logs import configure
@@ -38,8 +39,8 @@ SAME_SIGNAL_S = 0.5
 """make, timeout and the like pass a signal on that their whole process group has got already: that is one, not two."""
 CANCEL_S = 5.0
 """Time that cancelled requests have to clean up."""
-SPARE_CONNECTIONS = 256
-"""Connections beyond those whose requests run or wait: idle ones, health checks, metrics."""
+SPARE_REQUESTS = 256
+"""Requests beyond those that run or wait for a place: those that still send their body, health checks, metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,8 @@ def serve(
     """
     configure(config.log)
     user = privileges.find_user(config.server.user) if config.server.user else None
-    prepare_data_dir(config.data_dir, passable=user is not None)
+    # Whom we become must reach the socket of the warden that we keep; somebody else's lies elsewhere.
+    prepare_data_dir(config.data_dir, passable=user is not None and config.sandbox.warden_socket is None)
     with lock.exclusive(config.data_dir), contextlib.ExitStack() as sockets:
         keys = Keys.load(config.data_dir, preset=config.server.api_key)
         listeners = _bind(config, sockets)
@@ -159,15 +161,16 @@ async def _serve(
 
 def _bind(config: Config, stack: contextlib.ExitStack) -> tuple[Listener, ...]:
     """Open every address, before anything is started that would have to be stopped again."""
-    listeners = [_listener("", config.server.host, config.server.port, stack)]
+    patience_s = config.server.body_timeout_s
+    listeners = [_listener("", config.server.host, config.server.port, patience_s, stack)]
     for name, address in config.server.listen.items():
         if name not in registry.names("dialects"):
             raise Invalid(f"server.listen: unknown dialect {name!r}; known: {', '.join(registry.names('dialects'))}")
-        listeners.append(_listener(name, *parse_address(address), stack))
+        listeners.append(_listener(name, *parse_address(address), patience_s, stack))
     return tuple(listeners)
 
 
-def _listener(dialect: str, host: str, port: int, stack: contextlib.ExitStack) -> Listener:
+def _listener(dialect: str, host: str, port: int, patience_s: float, stack: contextlib.ExitStack) -> Listener:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -176,6 +179,9 @@ def _listener(dialect: str, host: str, port: int, stack: contextlib.ExitStack) -
     for family, kind, protocol, _, address in dict.fromkeys(found):
         one = stack.enter_context(socket.socket(family, kind, protocol))
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it: the kernel drops a client that takes nothing of its answer for so long (tcp(7)), and
+        # with it the answer that would else stay in memory.
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1000 * patience_s))
         if family == socket.AF_INET6:
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
@@ -205,8 +211,8 @@ def _raise_descriptor_limit() -> None:
 
 def _uvicorn_config(config: Config, app: Any) -> uvicorn.Config:
     return uvicorn.Config(
-        app,
-        http="httptools",
+        Bounded(app, most=config.queue.places + config.queue.length + SPARE_REQUESTS),
+        http=connection(config.server.body_timeout_s),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -216,7 +222,6 @@ def _uvicorn_config(config: Config, app: Any) -> uvicorn.Config:
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(config.server.drain_s),
-        limit_concurrency=config.queue.places + config.queue.length + SPARE_CONNECTIONS,
     )
 
 

@@ -9,6 +9,7 @@ from stockade.cli.failures import complain
 from stockade.cli.inspect import doctor, languages, version
 from stockade.cli.run import run
 from stockade.cli.serve import serve
+from stockade.cli.warden import warden
 from stockade.errors import Invalid, StockadeError
 
 __all__ = ["app", "main"]
@@ -25,6 +26,7 @@ app.command()(serve)
 app.command()(run)
 app.command()(languages)
 app.command()(doctor)
+app.command()(warden)
 app.command()(version)
 
 

@@ -160,9 +160,15 @@ def _print_report(report: "Report", allowed: frozenset[str], lacking: list[str])
         table.add_row(escape(one.name), state, escape(one.mechanism) + remedy)
     console.print(table, "")
     if lacking:
+        # Whoever has nothing to make sandboxes with cannot agree to go without them.
+        advice = (
+            "Mend it as told above."
+            if "sandboxes" in lacking
+            else "Mend it as told above, or go without by STOCKADE_SANDBOX_ALLOW_UNENFORCED=" + ",".join(lacking)
+        )
         console.print(
             f"[red]Stockade refuses to run programs here:[/] this machine does not enforce {', '.join(lacking)}. "
-            f"Mend it as told above, or go without by STOCKADE_SANDBOX_ALLOW_UNENFORCED={','.join(lacking)}"
+            f"{advice}"
         )
     elif report.missing:
         console.print("Everything is enforced but what the configuration allows to go without.")

@@ -17,6 +17,7 @@ __all__ = ["Cgroups", "Group", "GroupLimits"]
 
 _PREFIX = "stockade-"
 _HOST_LEAF = "stockade-host"
+_MOVES = 100
 _PERIOD_US = 100_000  # of the CPU quota: the kernel's default
 
 
@@ -281,11 +282,11 @@ class Cgroups:
     @staticmethod
     def _closes_swap(tree: _Tree) -> bool:
         """Whether memory cannot flow over into swap: there is none, or the controller limits both."""
-        if tree.version == 2:
-            return True
         with open("/proc/swaps") as swaps:
             if len(swaps.readlines()) < 2:
                 return True
+        if tree.version == 2:
+            return os.access("memory.swap.max", os.F_OK, dir_fd=tree.base)  # the root of all groups has none
         return os.access("memory.memsw.limit_in_bytes", os.F_OK, dir_fd=tree.parent)
 
     def close(self) -> None:
@@ -319,6 +320,8 @@ def _hierarchies() -> list[tuple[int, frozenset[str], str]]:
                     found.append((1, frozenset(controllers), _below(mount_point, root, path)))
             elif kind == "cgroup2":
                 path = "" if top else own.get("", "/")
+                if os.path.basename(path) == _HOST_LEAF:  # an earlier warden moved us: the group is the one above
+                    path = os.path.dirname(path)
                 found.append((2, frozenset(known) - {"cpuacct"}, _below(mount_point, root, path)))
     return sorted(found, key=lambda entry: entry[0])
 
@@ -334,30 +337,52 @@ def _enable(parent: int, wanted: frozenset[str], directory: str, problems: dict[
     there = wanted & set(_read("cgroup.controllers", parent).split())
     for controller in wanted - there:
         problems.setdefault(controller, f"{directory}: the {controller} controller is not available there")
-    enabled = set(_read("cgroup.subtree_control", parent).split())
-    for controller in sorted(there - enabled):
+    enabled = there & set(_read("cgroup.subtree_control", parent).split())
+    missing = there - enabled
+    try:
+        if missing:
+            _make_room(parent)
+    except OSError as error:
+        for controller in missing:
+            problems.setdefault(controller, f"{directory}: cannot hand down {controller}: {error.strerror}")
+        return frozenset(enabled)
+    # memory first: it is the one that the kernel refuses while a process is in the group.
+    for controller in sorted(missing, key=lambda name: (name != "memory", name)):
         try:
-            try:
-                _write("cgroup.subtree_control", f"+{controller}", parent)
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                # "No internal processes": a group that hands controllers down holds none itself, so those that
-                # are in it (we, our caller) move to a leaf. See cgroups(7).
-                _move_to_leaf(parent)
-                _write("cgroup.subtree_control", f"+{controller}", parent)
+            _write("cgroup.subtree_control", f"+{controller}", parent)
         except OSError as error:
             problems.setdefault(controller, f"{directory}: cannot hand down {controller}: {error.strerror}")
             there -= {controller}
     return frozenset(there)
 
 
-def _move_to_leaf(parent: int) -> None:
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(_HOST_LEAF, 0o755, dir_fd=parent)
-    for pid in _read("cgroup.procs", parent).split():
-        with contextlib.suppress(ProcessLookupError):
-            _write(f"{_HOST_LEAF}/cgroup.procs", pid, parent)
+def _make_room(parent: int) -> None:
+    """Move those that are in a group (we, our caller) to a leaf of it: "no internal processes", says cgroups(7).
+
+    Before anything is handed down, not when the kernel says EBUSY: it does not say so of cpu and pids. It hands them
+    down, and the group becomes the root of threaded ones, in which memory cannot be had and no process can be put
+    into a child (EOPNOTSUPP). The root of all groups is exempt from the rule.
+    """
+    if not os.access("cgroup.type", os.F_OK, dir_fd=parent):  # the root has none
+        return
+    made = False
+    try:
+        for _ in range(_MOVES):  # some fork meanwhile, and one read does not tell of thousands
+            pids = _read("cgroup.procs", parent).split()
+            if not pids:
+                return
+            if not made:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(_HOST_LEAF, 0o755, dir_fd=parent)
+                made = True
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    _write(f"{_HOST_LEAF}/cgroup.procs", pid, parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.rmdir(_HOST_LEAF, dir_fd=parent)
+        raise
+    raise OSError(errno.EBUSY, "processes keep coming into that group")
 
 
 def _sweep(parent: int) -> None:

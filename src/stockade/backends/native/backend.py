@@ -182,9 +182,17 @@ class NativeBackend:
             self._connection = fresh
             return fresh
 
-    @staticmethod
-    async def _hello(connection: _Connection) -> dict[str, Any]:
-        answer, _ = await connection.ask({"op": "hello", "version": protocol.VERSION}, (), _ANSWER_WITHIN_S)
+    async def _hello(self, connection: _Connection) -> dict[str, Any]:
+        try:
+            answer, _ = await connection.ask({"op": "hello", "version": protocol.VERSION}, (), _ANSWER_WITHIN_S)
+        except BackendLost as error:
+            if connection.warden.process is not None:
+                raise
+            # It asks the kernel who we are, and hangs up on whom it was not told of.
+            raise Unavailable(
+                f"the warden at {self._options.warden_socket} hung up: {error}. If it does not serve user "
+                f"{os.geteuid()}, start it with --allow-uid {os.geteuid()}"
+            ) from error
         if "error" in answer:
             raise _error(answer["error"])
         report: dict[str, Any] = answer["ok"]

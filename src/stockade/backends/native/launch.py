@@ -75,7 +75,7 @@ async def _connect(path: Path) -> socket.socket:
             return connection
         except OSError as error:
             connection.close()
-            if loop.time() > deadline:
+            if isinstance(error, PermissionError) or loop.time() > deadline:
                 raise Unavailable(f"cannot reach the warden at {path}: {error.strerror}") from error
         await asyncio.sleep(0.05)
 

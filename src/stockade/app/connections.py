@@ -1,0 +1,133 @@
+"""What one client, or very many at once, can take of the server: time, memory and places to wait.
+
+uvicorn by itself waits for a request's headers for ever and keeps as many bytes of them as a client sends.
+"""
+
+import asyncio
+import json
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+__all__ = ["MOST_HEADER_BYTES", "Bounded", "Connection", "connection"]
+
+MOST_HEADER_BYTES = 64 * 1024
+"""Request line, headers, and whatever else of a request is no body."""
+_TOO_SLOW = (408, "Request timeout", "the request's headers did not arrive in time")
+_TOO_LONG = (431, "Request header fields too large", f"at most {MOST_HEADER_BYTES} bytes of headers are read")
+_PHRASES = {408: "Request Timeout", 431: "Request Header Fields Too Large"}
+
+
+class Connection(HttpToolsProtocol):
+    """A client's connection: headers must come in time and be of bounded size."""
+
+    patience_s: float
+    """Time for the headers of a request; set by `connection`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._in_headers = True
+        self._taken = 0
+        """Bytes since the last piece of a body: what the parser has to keep."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._be_patient()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._taken += len(data)
+        if self._in_headers and self._deadline is None:
+            self._be_patient()
+        super().data_received(data)
+        if self._taken > MOST_HEADER_BYTES and not self.transport.is_closing():
+            self._refuse(*_TOO_LONG)
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        self._in_headers = False
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._taken = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._taken = 0
+        self._in_headers = True
+        super().on_message_complete()
+
+    def _be_patient(self) -> None:
+        self._deadline = self.loop.call_later(self.patience_s, self._lose_patience)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _lose_patience(self) -> None:
+        self._deadline = None
+        if self._is_answering:
+            self._be_patient()  # a further request has begun to come while this one is answered
+        elif self._taken:
+            self._refuse(*_TOO_SLOW)
+        else:
+            self.transport.close()
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self, status: int, error: str, message: str) -> None:
+        """Answer and hang up; where another answer is under way, hang up at once."""
+        if self._is_answering:
+            self.transport.abort()
+            return
+        body = json.dumps({"error": error, "message": message}).encode()
+        head = (
+            f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+def connection(patience_s: float) -> type[Connection]:
+    """The class of connections whose clients have *patience_s* for the headers of a request."""
+    return type("Connection", (Connection,), {"patience_s": patience_s})
+
+
+class Bounded:
+    """Answers 503 at once while *most* requests are under way: more would only fill memory."""
+
+    def __init__(self, app: ASGIApp, *, most: int) -> None:
+        self._app = app
+        self._most = most
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._under_way >= self._most:
+            await _busy(send, self._most)
+            return
+        self._under_way += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._under_way -= 1
+
+
+async def _busy(send: Send, most: int) -> None:
+    body = json.dumps({"error": "Server busy", "message": f"{most} requests are under way already"}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", b"1"),
+        (b"connection", b"close"),  # its body, which may be long, will not be read
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,65 @@
+"""Many clients at once: each gets an answer, memory stays bounded, and the queue is fair."""
+
+import asyncio
+import re
+import resource
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.app.serving import serving
+from tests.app.traces import Answer, exchange
+
+HELLO = {"language": "python", "code": "print(6*7)"}
+CLIENTS = 1000
+MOST_MEMORY = 256 * 1024 * 1024
+
+
+@pytest.fixture(autouse=True)
+def enough_descriptors() -> Iterator[None]:
+    """A socket for each client."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] < 2 * CLIENTS:
+        pytest.skip(f"needs {2 * CLIENTS} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 2 * CLIENTS), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.anyio
+async def test_a_thousand_clients_at_once_all_get_an_answer(tmp_path: Path) -> None:
+    with serving(tmp_path, STOCKADE_QUEUE_LENGTH="200") as server:
+        answers: list[Answer] = await asyncio.gather(*(exchange(server.url, HELLO) for _ in range(CLIENTS)))
+        found = Counter(one.status for one in answers)
+        assert set(found) <= {200, 429, 503}, found
+        assert found[200] >= 200
+        for one in answers:
+            if one.status == 200:
+                assert one.json()["stdout"] == "42\n"
+            else:
+                assert int(one.headers["retry-after"]) >= 1
+                assert isinstance(one.json()["error"], str)
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        assert 1024 * int(re.findall(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[0]) < MOST_MEMORY
+        assert (await exchange(server.url, HELLO)).status == 200
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            health = (await client.get("/health")).json()
+        assert (health["running"], health["queued"]) == (0, 0)
+
+
+@pytest.mark.anyio
+async def test_whoever_sends_one_request_does_not_wait_for_another_one_s_two_hundred(tmp_path: Path) -> None:
+    keys = ("the-key-of-somebody-busy", "the-key-of-somebody-else")
+    with serving(tmp_path, API_KEYS=",".join(keys), STOCKADE_QUEUE_PLACES="2") as server:
+        many = [asyncio.ensure_future(exchange(server.url, HELLO, [("X-API-Key", keys[0])])) for _ in range(200)]
+        async with httpx.AsyncClient(base_url=server.url) as client, asyncio.timeout(60):
+            while (await client.get("/health")).json()["queued"] < 100:
+                assert not all(one.done() for one in many)
+        one = await exchange(server.url, HELLO, [("X-API-Key", keys[1])])
+        served_before = sum(other.done() for other in many)
+        assert one.status == 200
+        assert {answer.status for answer in await asyncio.gather(*many)} == {200}
+        assert served_before < 150
