@@ -105,6 +105,11 @@ class Server:
         for connection in clients:
             self._welcome(connection)
 
+    @property
+    def wakeup_fd(self) -> int:
+        """A descriptor that ends the loop's wait when something is written to it."""
+        return self._wake_write
+
     def stop(self) -> None:
         """End every run and return from `serve`. May be called from a signal handler."""
         self._stopping = True
@@ -490,6 +495,11 @@ def _refusal(number: object, refusal: Refused) -> dict[str, Any]:
 
 
 def stop_on_signals(server: Server) -> None:
-    """SIGTERM and SIGINT end the server in good order."""
+    """SIGTERM and SIGINT end the server in good order.
+
+    The kernel's signal writes to the loop's own pipe: one that lands just before epoll_wait would else be noticed with
+    the next event only.
+    """
+    signal.set_wakeup_fd(server.wakeup_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
