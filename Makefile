@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 
-.PHONY: help setup serve test test-packages bench lint docs
+.PHONY: help setup serve test test-packages test-vm bench lint docs
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ serve: setup ## Serve on http://127.0.0.1:8080 and print how to use it
 
 test: setup test-packages ## Install what the tests need, then run them (ARGS='-k name' for some)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-vm: setup ## Test pure cgroup v2 in an emulated machine (minutes; needs qemu-system-x86)
+	STOCKADE_VM_TESTS=1 $(BIN)/python -m pytest tests/vm $(ARGS)
 
 # The languages' runtimes. Whoever cannot install them still runs the rest: a missing one is a skipped test.
 test-packages:

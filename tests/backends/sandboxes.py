@@ -101,7 +101,11 @@ def children(pid: int) -> set[int]:
     return found - {pid}
 
 
+STRANGERS: set[int] = set()
+"""Wardens of this process that are another test's, such as the session engine's."""
+
+
 def wardens(parent: int | None = None) -> set[int]:
-    """Wardens that *parent*, or this process, has started."""
+    """Wardens that *parent*, or this process, has started; strangers left out."""
     named = {pid for pid, command in commands().items() if command.startswith("stockade-warden")}
-    return named & children(os.getpid() if parent is None else parent)
+    return (named & children(os.getpid() if parent is None else parent)) - STRANGERS
