@@ -7,6 +7,7 @@ find the lock as it was.
 import ctypes
 import os
 import platform
+from typing import Any
 
 __all__ = [
     "CAP_CHOWN",
@@ -48,7 +49,6 @@ __all__ = [
     "set_no_new_privileges",
     "set_parent_death_signal",
     "set_seccomp",
-    "set_subreaper",
     "umount",
     "unshare",
 ]
@@ -90,22 +90,40 @@ CAP_SETUID = 7
 # <linux/prctl.h>
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
 PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
-PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_MODE_FILTER = 2
 
-_NUMBERS = {
-    "x86_64": {"clone": 56, "pivot_root": 155},
-    "aarch64": {"clone": 220, "pivot_root": 41},
-}[platform.machine()]
+_CLONE, _PIVOT_ROOT = {"x86_64": (56, 155), "aarch64": (220, 41)}[platform.machine()]
 _CLOSE_RANGE = 436
 _MOUNT_SETATTR = 442
 
 _libc = ctypes.PyDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
+
+
+def _function(name: str, *types: Any) -> Any:
+    """A function of libc with its argument types set: each call then costs no wrapper objects."""
+    function = _libc[name]  # a fresh object at each look-up, so that `syscall` can have several signatures
+    function.argtypes = types
+    function.restype = ctypes.c_long if name == "syscall" else ctypes.c_int
+    return function
+
+
+_int, _uint, _long, _ulong = ctypes.c_int, ctypes.c_uint, ctypes.c_long, ctypes.c_ulong
+_text, _pointer = ctypes.c_char_p, ctypes.c_void_p
+_clone = _function("syscall", _long, _ulong, _pointer, _pointer, _pointer, _pointer)
+_unshare = _function("unshare", _int)
+_mount = _function("mount", _text, _text, _text, _ulong, _text)
+_umount2 = _function("umount2", _text, _int)
+_pivot_root = _function("syscall", _long, _text, _text)
+_mount_setattr = _function("syscall", _long, _int, _text, _uint, _pointer, ctypes.c_size_t)
+_close_range = _function("syscall", _long, _uint, _uint, _uint)
+_prctl = _function("prctl", _int, _ulong, _ulong, _ulong, _ulong)
+_prctl_text = _function("prctl", _int, _text)
+_prctl_pointer = _function("prctl", _int, _ulong, _pointer, _ulong, _ulong)
+_capset = _function("capset", _pointer, _pointer)
 
 
 class _MountAttr(ctypes.Structure):
@@ -132,95 +150,65 @@ def _check(result: int, what: str) -> int:
 
 def clone(flags: int, signal: int) -> int:
     """Fork into the namespaces of *flags* at once: the child's pid in the caller, 0 in the child. See clone(2)."""
-    return _check(
-        _syscall(ctypes.c_long(_NUMBERS["clone"]), ctypes.c_ulong(flags | signal), None, None, None, None),
-        "clone",
-    )
+    return _check(_clone(_CLONE, flags | signal, None, None, None, None), "clone")
 
 
 def unshare(flags: int) -> None:
     """See unshare(2)."""
-    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+    _check(_unshare(flags), "unshare")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, options: str | None = None) -> None:
     """See mount(2)."""
-    _check(
-        _libc.mount(
-            source.encode(),
-            target.encode(),
-            None if kind is None else kind.encode(),
-            ctypes.c_ulong(flags),
-            None if options is None else options.encode(),
-        ),
-        f"mount {kind or 'bind'} on {target}",
+    result = _mount(
+        source.encode(),
+        target.encode(),
+        None if kind is None else kind.encode(),
+        flags,
+        None if options is None else options.encode(),
     )
+    if result < 0:
+        _check(result, f"mount {kind or 'bind'} on {target}")
 
 
 def umount(target: str, flags: int) -> None:
     """See umount2(2)."""
-    _check(_libc.umount2(target.encode(), ctypes.c_int(flags)), f"umount {target}")
+    _check(_umount2(target.encode(), flags), "umount")
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
     """See pivot_root(2)."""
-    _check(
-        _syscall(ctypes.c_long(_NUMBERS["pivot_root"]), new_root.encode(), put_old.encode()), f"pivot_root {new_root}"
-    )
+    _check(_pivot_root(_PIVOT_ROOT, new_root.encode(), put_old.encode()), "pivot_root")
 
 
 def set_attributes(path: str, attributes: int) -> None:
     """Set `MOUNT_ATTR_…` on the mount at *path* and on all below it. See mount_setattr(2), Linux 5.12."""
     attr = _MountAttr(attr_set=attributes)
-    _check(
-        _syscall(
-            ctypes.c_long(_MOUNT_SETATTR),
-            ctypes.c_int(AT_FDCWD),
-            path.encode(),
-            ctypes.c_uint(AT_RECURSIVE),
-            ctypes.byref(attr),
-            ctypes.c_size_t(ctypes.sizeof(attr)),
-        ),
-        f"mount_setattr {path}",
+    result = _mount_setattr(
+        _MOUNT_SETATTR, AT_FDCWD, path.encode(), AT_RECURSIVE, ctypes.byref(attr), ctypes.sizeof(attr)
     )
+    _check(result, f"mount_setattr {path}")
 
 
 def close_range(first: int, last: int = 0xFFFF_FFFF) -> None:
     """Close every descriptor from *first* to *last*. See close_range(2), Linux 5.9."""
     if first <= last:
-        _check(
-            _syscall(ctypes.c_long(_CLOSE_RANGE), ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0)),
-            "close_range",
-        )
-
-
-def _prctl(option: int, value: int, what: str) -> None:
-    _check(
-        _libc.prctl(
-            ctypes.c_int(option), ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)
-        ),
-        what,
-    )
+        _check(_close_range(_CLOSE_RANGE, first, last, 0), "close_range")
 
 
 def set_parent_death_signal(signal: int) -> None:
     """Have the kernel send *signal* to us when our parent dies. Any change of ids clears it: set it after those."""
-    _prctl(PR_SET_PDEATHSIG, signal, "prctl PR_SET_PDEATHSIG")
+    _check(_prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl PR_SET_PDEATHSIG")
 
 
 def set_dumpable(*, dumpable: bool) -> None:
     """Whether others of our uid may read our memory and `/proc` entries."""
-    _prctl(PR_SET_DUMPABLE, int(dumpable), "prctl PR_SET_DUMPABLE")
-
-
-def set_subreaper() -> None:
-    """Become the parent of orphaned descendants."""
-    _prctl(PR_SET_CHILD_SUBREAPER, 1, "prctl PR_SET_CHILD_SUBREAPER")
+    _check(_prctl(PR_SET_DUMPABLE, int(dumpable), 0, 0, 0), "prctl PR_SET_DUMPABLE")
 
 
 def set_no_new_privileges() -> None:
     """No execve of ours or of our children gains privileges from now on."""
-    _prctl(PR_SET_NO_NEW_PRIVS, 1, "prctl PR_SET_NO_NEW_PRIVS")
+    _check(_prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl PR_SET_NO_NEW_PRIVS")
 
 
 def set_seccomp(program: bytes) -> None:
@@ -228,13 +216,7 @@ def set_seccomp(program: bytes) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     fprog = _FilterProgram(length=len(program) // 8, filter=ctypes.addressof(buffer))
     _check(
-        _libc.prctl(
-            ctypes.c_int(PR_SET_SECCOMP),
-            ctypes.c_ulong(SECCOMP_MODE_FILTER),
-            ctypes.byref(fprog),
-            ctypes.c_ulong(0),
-            ctypes.c_ulong(0),
-        ),
+        _prctl_pointer(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(fprog), 0, 0),
         "prctl PR_SET_SECCOMP",
     )
 
@@ -242,13 +224,7 @@ def set_seccomp(program: bytes) -> None:
 def drop_bounding_set(keep: frozenset[int] = frozenset()) -> None:
     """Take every capability but *keep* out of the bounding set, so that no file can give one back."""
     for capability in range(64):
-        if capability not in keep and _libc.prctl(
-            ctypes.c_int(PR_CAPBSET_DROP),
-            ctypes.c_ulong(capability),
-            ctypes.c_ulong(0),
-            ctypes.c_ulong(0),
-            ctypes.c_ulong(0),
-        ):
+        if capability not in keep and _prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
             return  # EINVAL: one past the last that this kernel knows
 
 
@@ -257,7 +233,7 @@ def drop_capabilities(keep: frozenset[int] = frozenset()) -> None:
     header = (ctypes.c_uint32 * 2)(0x2008_0522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
     low = sum(1 << capability for capability in keep)
     data = (ctypes.c_uint32 * 6)(low, low)
-    _check(_libc.capset(ctypes.byref(header), ctypes.byref(data)), "capset")
+    _check(_capset(ctypes.byref(header), ctypes.byref(data)), "capset")
 
 
 def find_process_title() -> tuple[int, int, int, int]:
@@ -276,6 +252,7 @@ def seal_process_title(title: str, where: tuple[int, int, int, int]) -> None:
 
     They stay readable to those who may look at the process; ours name paths of the host.
     """
+    _prctl_text(PR_SET_NAME, title.encode()[:15])
     start, end, env_start, env_end = where
     if start and end > start:
         text = title.encode()[: end - start - 1]
