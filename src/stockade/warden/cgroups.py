@@ -180,7 +180,7 @@ class Cgroups:
             self._adopt(version, controllers, directory)
         self._memory, self._pids, self._cpu = self.tree("memory"), self.tree("pids"), self.tree("cpu")
         self.cpu_time_tree = self.tree("cpu.stat") or self.tree("cpuacct")
-        self.swap_closed = self._memory is not None and self._closes_swap(self._memory)
+        self.swap_closed = self._closes_swap(self._memory)
         self._cores = os.cpu_count() or 1
 
     def tree(self, controller: str) -> _Tree | None:
@@ -280,11 +280,13 @@ class Cgroups:
             self.problems.setdefault(controller, why)
 
     @staticmethod
-    def _closes_swap(tree: _Tree) -> bool:
+    def _closes_swap(tree: _Tree | None) -> bool:
         """Whether memory cannot flow over into swap: there is none, or the controller limits both."""
         with open("/proc/swaps") as swaps:
             if len(swaps.readlines()) < 2:
                 return True
+        if tree is None:
+            return False
         if tree.version == 2:
             return os.access("memory.swap.max", os.F_OK, dir_fd=tree.base)  # the root of all groups has none
         return os.access("memory.memsw.limit_in_bytes", os.F_OK, dir_fd=tree.parent)
