@@ -64,7 +64,7 @@ async def connect_or_launch(options: BackendOptions) -> Warden:
 
 
 async def _connect(path: Path) -> socket.socket:
-    """Its keeper starts a warden again that has died: wait for that a little."""
+    """Wait a little for a warden that is being started again, or whose socket has not been handed over to us yet."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _BACK_WITHIN_S
     while True:
@@ -75,7 +75,7 @@ async def _connect(path: Path) -> socket.socket:
             return connection
         except OSError as error:
             connection.close()
-            if isinstance(error, PermissionError) or loop.time() > deadline:
+            if loop.time() > deadline:
                 raise Unavailable(f"cannot reach the warden at {path}: {error.strerror}") from error
         await asyncio.sleep(0.05)
 
