@@ -2,6 +2,8 @@
 
     StockadeError
     ├── Invalid          the request is wrong; changing it helps, repeating it does not
+    │   ├── ConfigError  (stockade.settings) a setting is wrong; names where it was found
+    │   ├── InvalidLimit
     │   ├── UnknownLanguage
     │   └── UnknownImage
     ├── Denied           the caller may not do this

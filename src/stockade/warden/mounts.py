@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from . import kernel
 from .image import HOME, UID, Image, make_host_image
 
-__all__ = ["Stage", "enter_sandbox_root", "make_stage"]
+__all__ = ["Stage", "enter_sandbox_root", "fit_sandbox_root", "make_stage"]
 
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 _DEVICE_LINKS = {
@@ -52,7 +52,7 @@ def make_stage(host_paths: tuple[str, ...]) -> Stage:
     kernel.unshare(kernel.CLONE_NEWNS)
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("stockade", _STAGE, "tmpfs", kernel.MS_NOSUID, "mode=755,size=64m")
-    for name in ("dev", "proc", "host", "empty", "sandbox", "image", "old"):
+    for name in ("dev", "proc", "empty", "sandbox", "image", "old"):
         os.mkdir(f"{_STAGE}/{name}", 0o755)
     with open(f"{_STAGE}/nothing", "wb"):
         pass

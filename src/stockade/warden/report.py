@@ -38,7 +38,7 @@ def make_report(cgroups: Cgroups, *, own_uids: bool) -> dict[str, Any]:
             else _no("cpu_time", "no CPU counter of a group can be read", _DELEGATE)
         ),
         (
-            _yes("own_ids", "65,536 host user ids for each sandbox, none of them used by anything else")
+            _yes("own_ids", "65,536 host user ids for each sandbox, far above those of people and services")
             if own_uids
             else {
                 **_no("own_ids", "all sandboxes run as the user who started the warden", "run as root"),
