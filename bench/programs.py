@@ -3,12 +3,12 @@
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bench.measure import BenchError, Sample
 from stockade.warden import seccomp
 
-__all__ = ["HELLO", "PYTHON", "TRUE", "bare", "bubblewrap", "spawn"]
+__all__ = ["ENVIRONMENT", "HELLO", "PYTHON", "TRUE", "bare", "bubblewrap", "spawn"]
 
 PYTHON = "/usr/bin/python3"
 TRUE = "/usr/bin/true"
@@ -16,7 +16,7 @@ HELLO = "print('hello')"
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"}
 
 
-def spawn(argv: Sequence[str], expected: bytes) -> float:
+def spawn(argv: Sequence[str], expected: bytes, *, environment: Mapping[str, str] = ENVIRONMENT) -> float:
     """Start a program, read what it prints, reap it; seconds.
 
     The leanest way that there is (posix_spawn shares memory until execve), so that nothing of ours is counted against
@@ -26,7 +26,7 @@ def spawn(argv: Sequence[str], expected: bytes) -> float:
     try:
         began = time.perf_counter()
         try:
-            pid = os.posix_spawn(argv[0], list(argv), ENVIRONMENT, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1)])
+            pid = os.posix_spawn(argv[0], list(argv), environment, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1)])
         finally:
             os.close(write)
         output = b""

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -11,9 +11,19 @@ from rich.table import Table
 
 from bench.measure import Figure, Timing
 
-__all__ = ["Results"]
+__all__ = ["Results", "Sheet"]
 
 _VERDICTS = {True: "met", False: "MISSED", None: ""}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table of its own: what is neither a timing nor a figure."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -22,6 +32,7 @@ class Results:
 
     timings: dict[str, Timing] = field(default_factory=dict)
     figures: list[Figure] = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     """What was not measured, and why."""
     details: dict[str, object] = field(default_factory=dict)
@@ -37,6 +48,7 @@ class Results:
                 "took_s": round(self.took_s, 1),
                 "timings": {name: timing.facts() for name, timing in self.timings.items()},
                 "figures": [figure.facts() for figure in self.figures],
+                "sheets": [asdict(sheet) for sheet in self.sheets],
                 "skipped": self.skipped,
                 "details": self.details,
             },
@@ -45,31 +57,38 @@ class Results:
 
     def to_markdown(self) -> str:
         lines = [_machine_line(), ""]
-        for header, rows in (
-            (_TIMING_COLUMNS, self._timing_rows()),
-            (_FIGURE_COLUMNS, self._figure_rows()),
-        ):
-            lines += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-            lines += [f"| {' | '.join(row)} |" for row in rows]
-            lines.append("")
+        for sheet in self._all_sheets():
+            lines += [f"**{sheet.title}**", ""] if sheet.title else []
+            lines += [f"| {' | '.join(sheet.columns)} |", f"|{'---|' * len(sheet.columns)}"]
+            lines += [f"| {' | '.join(row)} |" for row in sheet.rows]
+            lines += ["", *(f"{note}  " for note in sheet.notes), *([""] if sheet.notes else [])]
         lines += [f"Not measured: {reason}." for reason in self.skipped]
         return "\n".join(lines).rstrip() + "\n"
 
     def show(self, console: Console) -> None:
         console.print(_machine_line(), style="dim", highlight=False)
-        for title, header, rows in (
-            ("How long one takes, in milliseconds", _TIMING_COLUMNS, self._timing_rows()),
-            ("Figures", _FIGURE_COLUMNS, self._figure_rows()),
-        ):
-            table = Table(title=title, title_justify="left")
-            for column in header:
-                table.add_column(column, justify="left" if column in ("", "Note", "Bar") else "right", overflow="fold")
-            for row in rows:
+        for sheet in self._all_sheets():
+            table = Table(title=sheet.title, title_justify="left")
+            for column in sheet.columns:
+                words = column in ("", "Note", "Bar")
+                table.add_column(column, justify="left" if words else "right", overflow="fold")
+            for row in sheet.rows:
                 table.add_row(*row, style="red" if "MISSED" in row else None)
             console.print(table)
+            for note in sheet.notes:
+                console.print(f"  {note}", style="dim", highlight=False, markup=False)
         for reason in self.skipped:
-            console.print(f"Not measured: {reason}.", highlight=False)
+            console.print(f"Not measured: {reason}.", highlight=False, markup=False)
         console.print(f"Took {self.took_s:.0f} s.", style="dim", highlight=False)
+
+    def _all_sheets(self) -> Iterator[Sheet]:
+        """Those that there is something to say in."""
+        if self.timings:
+            title = "How long one takes, in milliseconds"
+            yield Sheet(title=title, columns=_TIMING_COLUMNS, rows=tuple(self._timing_rows()))
+        if self.figures:
+            yield Sheet(title="Figures", columns=_FIGURE_COLUMNS, rows=tuple(self._figure_rows()))
+        yield from self.sheets
 
     def _timing_rows(self) -> Iterator[tuple[str, ...]]:
         for name, timing in self.timings.items():
