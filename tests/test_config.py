@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockade.config import Config, ConfigError, describe, is_loopback, load, parse_address, setting
+from stockade.config import Config, ConfigError, TemplateConfig, describe, is_loopback, load, parse_address, setting
 from stockade.settings import parse_duration, parse_size, show_size
 
 MIB = 1024 * 1024
@@ -77,6 +77,32 @@ def test_dialects_settings_come_from_file_and_environment(file: Path) -> None:
     assert config.dialects == {"sample": Sample(rate=5), "code-sandbox": Sample(rate=7, token="t")}
 
 
+def test_templates_are_named_by_the_file_and_by_the_environment(file: Path) -> None:
+    file.write_text(
+        '[templates.science]\npreload = ["numpy", "a.b"]\n[templates.plain]\n[templates.a-b]\nimage = "x"\n'
+    )
+    config = load(
+        file=file,
+        environ={
+            "STOCKADE_TEMPLATES_SCIENCE_LANGUAGE": "python",
+            "STOCKADE_TEMPLATES_A_B_IMAGE": "y",
+            "STOCKADE_TEMPLATES_WEB_PRELOAD": "flask,jinja2",
+        },
+    )
+    assert config.templates == {
+        "science": TemplateConfig(language="python", preload=("numpy", "a.b")),
+        "plain": TemplateConfig(),
+        "a-b": TemplateConfig(image="y"),
+        "web": TemplateConfig(preload=("flask", "jinja2")),
+    }
+    assert load(environ={}).templates == {}
+
+
+def test_a_misspelt_variable_of_a_template_is_refused() -> None:
+    with pytest.raises(ConfigError, match="STOCKADE_TEMPLATES_WEB_PRELAOD: no such setting"):
+        load(environ={"STOCKADE_TEMPLATES_WEB_PRELAOD": "flask"})
+
+
 def test_a_command_that_serves_nothing_ignores_dialects_settings(file: Path) -> None:
     file.write_text("[dialects.isobox]\nanything = 1\n")
     assert load(file=file, environ={"STOCKADE_DIALECTS_ISOBOX_ANYTHING": "1"}).dialects == {}
@@ -104,6 +130,14 @@ def test_a_command_that_serves_nothing_ignores_dialects_settings(file: Path) -> 
         ('[server]\napi_key = "short"', "at least 16 characters"),
         ("[server\n", "is not TOML"),
         ("[dialects.sampel]\nrate = 1", r"did you mean dialects\.sample"),
+        ("templates = 1", r"templates: must be a table of tables"),
+        ("[templates]\nscience = 1", r"templates\.science: must be a table \(\[templates\.science\]\)"),
+        ("[templates.Science]", r"templates: a name is lower-case letters, digits and hyphens \(got 'Science'\)"),
+        ('[templates.a]\npreloads = ["x"]', r"did you mean templates\.a\.preload\?"),
+        ('[templates.a]\npreload = ["x", "os; y"]', r"stockade\.toml: templates\.a\.preload: 'os; y' is no name"),
+        ("[templates.a]\npreload = [1]", r"templates\.a\.preload: must be a list of strings"),
+        (f"[templates.a]\npreload = {['x'] * 65}", r"templates\.a\.preload: must be at most 64 modules"),
+        ("[sandbox]\ntemplates = 1", "templates: must be true or false"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(file: Path, text: str, message: str) -> None:

@@ -5,8 +5,9 @@ Each field says itself what it is for; `docs/configuration.md` is generated from
 
 import ipaddress
 import os
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from stockade.settings import ConfigError, Given, Setting, construct, from_envir
 from stockade.settings import describe as _describe
 
 __all__ = [
+    "CacheConfig",
     "Config",
     "ConfigError",
     "LogConfig",
@@ -23,6 +25,7 @@ __all__ = [
     "SandboxConfig",
     "ServerConfig",
     "Setting",
+    "TemplateConfig",
     "default_data_dir",
     "describe",
     "is_loopback",
@@ -33,7 +36,12 @@ __all__ = [
 
 SYSTEM_FILE = Path("/etc/stockade/stockade.toml")
 FILE_NAME = "stockade.toml"
-SECTIONS = ("server", "sandbox", "queue", "log", "dialects")
+SECTIONS = ("server", "sandbox", "templates", "queue", "cache", "log", "dialects")
+
+_TEMPLATE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+_TEMPLATE_VARIABLE = re.compile(r"STOCKADE_TEMPLATES_([A-Z0-9][A-Z0-9_]*)_(?:LANGUAGE|IMAGE|PRELOAD)")
+_ANY_NAME = "<name>"
+_MOST_PRELOADED = 64
 
 _MIB = 1024 * 1024
 _GIB = 1024 * _MIB
@@ -225,6 +233,11 @@ class SandboxConfig:
         members=LIMITS_HELP,
         shown={"cpus": "the host's processors"},
     )
+    templates: bool = setting(
+        True,
+        help="Begin runs from interpreters that have been started already. `false` starts each from nothing: slower, "
+        "and otherwise the same. See [templates](templates.md).",
+    )
     host_paths: tuple[str, ...] = setting(
         (),
         help="Further directories of this machine that the `host` image shows, read-only. Every program can read all "
@@ -247,6 +260,19 @@ class SandboxConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TemplateConfig:
+    """A template that requests name; the one with a language's own name is what its runs have by default."""
+
+    language: str = setting("", shown="the language of that name, else python", help="Language whose runs may have it.")
+    image: str = setting("", shown="the language's", help="Image of its runs.")
+    preload: tuple[str, ...] = setting(
+        (),
+        help="Modules that are imported already when the program starts, in this order; at most 64. They must be "
+        "installed in the image. Not for languages whose interpreter cannot fork.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class QueueConfig:
     """How many programs run at once, and who waits."""
 
@@ -257,12 +283,45 @@ class QueueConfig:
         help="Programs running at once.",
     )
     length: int = setting(1000, at_least=0, help="Requests that may wait for a place; further ones are refused.")
-    wait_s: float = setting(30.0, at_least=0.001, help="The longest wait for a place; then the request is refused.")
+    wait_s: float = setting(
+        30.0,
+        at_least=0.001,
+        help="The longest wait for a place; what waits for longer, or is expected to, is refused.",
+    )
+    overload_wait_s: float = setting(
+        2.0,
+        at_least=0.001,
+        help="The longest wait that a request may expect when somebody has been waiting for 3 s without a break; what "
+        "would wait for longer is refused. A longer queue would make everybody wait and serve nobody sooner.",
+    )
     places_per_actor: int | None = setting(
         None,
         at_least=1,
         shown="all places",
         help="Places that one API key (or one address, without keys) may hold at once.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """What is kept so that it need not be made again."""
+
+    compilations_bytes: int = setting(
+        256 * _MIB,
+        at_least=0,
+        help="Memory for what compile steps left: an equal program, of the same key and with the same compiler, is not "
+        "compiled again. 0 compiles each time.",
+    )
+    compilations_shared: bool = setting(
+        False,
+        help="Let all keys share compilations. By the time that an answer takes, one key can then tell whether "
+        "another has compiled the very same program.",
+    )
+    toolchains: bool = setting(
+        True,
+        help="Keep what compilers would make again in each sandbox (a standard library's archives, precompiled "
+        "headers) in the data directory, and show it to sandboxes, read-only. Made in the background when a language "
+        "is first asked for.",
     )
 
 
@@ -287,15 +346,22 @@ class Config:
     )
     server: ServerConfig = field(default_factory=ServerConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    templates: Mapping[str, TemplateConfig] = field(default_factory=dict)
+    """By name."""
     queue: QueueConfig = field(default_factory=QueueConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     log: LogConfig = field(default_factory=LogConfig)
     dialects: Mapping[str, object] = field(default_factory=dict)
     """The settings record of each dialect, by its name."""
 
 
-def describe(dialects: Mapping[str, type | None] | None = None) -> Iterator[Setting]:
-    """Every setting, those of *dialects* (settings class by name) at the end."""
+def describe(
+    dialects: Mapping[str, type | None] | None = None, templates: Iterable[str] = (_ANY_NAME,)
+) -> Iterator[Setting]:
+    """Every setting, at the end those of *templates* (their names) and of *dialects* (settings class by name)."""
     yield from _describe(Config)
+    for name in templates:
+        yield from _describe(TemplateConfig, f"templates.{name}")
     for name, cls in sorted((dialects or {}).items()):
         if cls is not None:
             yield from _describe(cls, f"dialects.{name}")
@@ -322,7 +388,8 @@ def load(
         ConfigError: the file cannot be read, a setting is unknown or a value does not fit.
     """
     environ = os.environ if environ is None else environ
-    settings = {one.key: one for one in describe(dialects)}
+    templates = _template_names(environ)
+    settings = {one.key: one for one in describe(dialects, templates)}
     sections = SECTIONS if dialects is not None else SECTIONS[:-1]
     given: dict[str, Given] = {}
     given_by_options = {
@@ -334,12 +401,16 @@ def load(
     located = {**given_by_environment, **given_by_options}.get("data_dir")
     data_dir = Path(str(located.value)) if located else default_data_dir()
     if path := _file(file, environ, data_dir):
-        given |= from_table(_table(path, skip_dialects=dialects is None), settings, str(path))
+        table = _table(path, skip_dialects=dialects is None)
+        templates |= dict.fromkeys(_named(table, str(path)))
+        settings = {one.key: one for one in describe(dialects, templates)}
+        given |= from_table(table, settings, str(path))
     given |= given_by_environment
     given |= given_by_options
-    config = construct(
-        Config, {key: one.value for key, one in given.items()} | {"dialects": _dialects(dialects, given)}
-    )
+    values = {key: one.value for key, one in given.items()}
+    values["dialects"] = _dialects(dialects, given)
+    values["templates"] = {name: construct(TemplateConfig, values, f"templates.{name}") for name in templates}
+    config = construct(Config, values)
     _check(config, given)
     return config
 
@@ -349,6 +420,25 @@ def _dialects(dialects: Mapping[str, type | None] | None, given: Mapping[str, Gi
     return {
         name: construct(cls, values, f"dialects.{name}") for name, cls in (dialects or {}).items() if cls is not None
     }
+
+
+def _template_names(environ: Mapping[str, str]) -> dict[str, None]:
+    """Templates that the environment sets something of, in order."""
+    found = (_TEMPLATE_VARIABLE.fullmatch(name) for name, value in environ.items() if value)
+    return dict.fromkeys(match[1].lower().replace("_", "-") for match in found if match)
+
+
+def _named(table: Mapping[str, object], origin: str) -> Iterator[str]:
+    """The templates of a file, those too of which nothing is set."""
+    templates = table.get("templates", {})
+    if not isinstance(templates, Mapping):
+        raise ConfigError(f"{origin}: templates: must be a table of tables ([templates.NAME])")
+    for name, one in templates.items():
+        if not _TEMPLATE_NAME.fullmatch(name):
+            raise ConfigError(f"{origin}: templates: a name is lower-case letters, digits and hyphens (got {name!r})")
+        if not isinstance(one, Mapping):
+            raise ConfigError(f"{origin}: templates.{name}: must be a table ([templates.{name}])")
+        yield name
 
 
 def _plain(value: object) -> object:
@@ -399,3 +489,10 @@ def _check(config: Config, given: Mapping[str, Given]) -> None:
         # Lowering a maximum alone is fine: the default is cut to it. Asking for more than the maximum is a mistake.
         if default > maximum and (key := f"sandbox.defaults.{name}") in given:
             raise ConfigError(f"{place(key)}: {default:g} is above sandbox.maximum.{name}, {maximum:g}")
+    for name, template in config.templates.items():
+        key = f"templates.{name}.preload"
+        if len(template.preload) > _MOST_PRELOADED:
+            raise ConfigError(f"{place(key)}: must be at most {_MOST_PRELOADED} modules")
+        for module in template.preload:
+            if not all(part.isidentifier() for part in module.split(".")):
+                raise ConfigError(f"{place(key)}: {module!r} is no name of a module")

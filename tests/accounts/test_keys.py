@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stockade.accounts.keys import Keys, new_secret
-from stockade.errors import Conflict, Fault
+from stockade.errors import Conflict, Fault, NotFound
 
 
 def test_first_start_makes_one_admin_key_and_a_second_start_none(tmp_path: Path) -> None:
@@ -78,3 +78,34 @@ def test_a_damaged_file_is_reported_by_name_and_left_alone(tmp_path: Path, text:
 def test_the_file_is_versioned(tmp_path: Path) -> None:
     Keys.load(tmp_path).ensure_admin()
     assert json.loads((tmp_path / "keys.json").read_text())["format"] == 1
+
+
+def test_a_key_can_be_kept_from_templates_and_let_to_them_again(tmp_path: Path) -> None:
+    secret = Keys.load(tmp_path).add("careful", templates=False)
+    other = Keys.load(tmp_path).add("other")
+    kept = Keys.load(tmp_path)
+    assert [actor and actor.templates for actor in map(kept.verify, (secret, other))] == [False, True]
+    kept.set("careful", templates=True)
+    kept.set(kept.all()[1].id, templates=False)
+    again = Keys.load(tmp_path)
+    assert [actor and actor.templates for actor in map(again.verify, (secret, other))] == [True, False]
+
+
+def test_a_key_that_is_not_kept_cannot_be_changed(tmp_path: Path) -> None:
+    keys = Keys.load(tmp_path, preset="chosen-by-the-operator")
+    keys.add("ci")
+    for name in ("nobody", "preset", "STOCKADE_API_KEY"):
+        with pytest.raises(NotFound, match="known: ci"):
+            keys.set(name, templates=False)
+
+
+def test_keys_of_a_version_without_templates_are_still_read(tmp_path: Path) -> None:
+    secret = Keys.load(tmp_path).add("old", templates=False)
+    path = tmp_path / "keys.json"
+    document = json.loads(path.read_text())
+    for entry in document["keys"]:
+        del entry["templates"]
+    path.write_text(json.dumps(document))
+    actor = Keys.load(tmp_path).verify(secret)
+    assert actor is not None
+    assert actor.templates

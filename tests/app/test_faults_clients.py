@@ -159,6 +159,18 @@ def test_a_client_that_disconnects_in_the_run_ends_the_run(server: Server) -> No
     assert works(server)
 
 
+def test_a_client_with_a_large_body_that_disconnects_in_the_run_ends_the_run(server: Server) -> None:
+    """The server stops reading from a connection while a large body is worked on, and must yet see it go."""
+    code = f"exec sleep 4715 #{'x' * MIB}"
+    body = {"language": "bash", "code": code, "timeout_seconds": 100}
+    with connect(server.url) as client:
+        client.sendall(request("/execute", body))
+        until(lambda: "sleep 4715" in commands(server))
+    until(lambda: "sleep 4715" not in commands(server))
+    until(lambda: health(server)["running"] == 0)
+    assert works(server)
+
+
 def test_a_client_that_disconnects_in_the_queue_gives_its_turn_up(server: Server) -> None:
     with connect(server.url) as one, connect(server.url) as two:
         one.sendall(sleep(4712))

@@ -63,3 +63,43 @@ async def test_whoever_sends_one_request_does_not_wait_for_another_one_s_two_hun
         assert one.status == 200
         assert {answer.status for answer in await asyncio.gather(*many)} == {200}
         assert served_before < 150
+
+
+@pytest.mark.anyio
+async def test_a_busy_server_refuses_before_it_reads_a_body_and_the_connection_stays_usable(tmp_path: Path) -> None:
+    sleeper = {"language": "python", "code": "import time; time.sleep(60)"}
+    limits = httpx.Limits(max_connections=1)
+    with serving(tmp_path, STOCKADE_QUEUE_PLACES="1", STOCKADE_QUEUE_LENGTH="0") as server:
+        async with (
+            httpx.AsyncClient(base_url=server.url, timeout=30) as other,
+            httpx.AsyncClient(base_url=server.url, timeout=30, limits=limits) as client,
+        ):
+            holding = asyncio.ensure_future(other.post("/execute", json=sleeper))
+            async with asyncio.timeout(30):
+                while not (await client.get("/health")).json()["running"]:
+                    assert not holding.done()
+            for body in (b"{}", b"{no JSON", b" " * 1_000_000):
+                refused = await client.post("/execute", content=body, headers={"Content-Type": "application/json"})
+                assert (refused.status_code, refused.json()["error"]) == (503, "Server busy")
+                assert int(refused.headers["retry-after"]) >= 1
+            holding.cancel()
+            async with asyncio.timeout(30):
+                while (await client.get("/health")).json()["running"]:
+                    pass
+            assert (await client.post("/execute", json=HELLO)).json()["stdout"] == "42\n"
+        assert not any("isobox.failed" in line for line in server.log)  # such refusals are counted instead
+
+
+@pytest.mark.anyio
+async def test_a_kept_answer_is_given_also_while_there_is_no_room(tmp_path: Path) -> None:
+    sleeper = {"language": "python", "code": "import time; time.sleep(60)"}
+    with serving(tmp_path, STOCKADE_QUEUE_PLACES="1", STOCKADE_QUEUE_LENGTH="0", DEDUP_ENABLED="true") as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            assert (await client.post("/execute", json=HELLO)).status_code == 200
+            holding = asyncio.ensure_future(client.post("/execute", json=sleeper))
+            async with asyncio.timeout(30):
+                while not (await client.get("/health")).json()["running"]:
+                    assert not holding.done()
+            assert (await client.post("/execute", json=HELLO)).status_code == 200
+            assert (await client.post("/execute", json=HELLO | {"stdin": "x"})).status_code == 503
+            holding.cancel()

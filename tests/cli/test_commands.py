@@ -76,6 +76,36 @@ def test_run_tells_a_limit_by_status_and_one_line(
     assert "Traceback" not in done.stderr
 
 
+def test_run_takes_a_template_of_the_configuration(stockade: Stockade, tmp_path: Path) -> None:
+    (tmp_path / "stockade.toml").write_text('[templates.science]\npreload = ["json"]\n')
+    done = stockade("run", "--config", "stockade.toml", "--template", "science", "-c", "print(1)")
+    assert (done.stdout, done.returncode) == ("1\n", 0)
+    done = stockade("run", "--config", "stockade.toml", "--template", "art", "-c", "print(1)")
+    assert (done.stdout, done.returncode) == ("", 2)
+    assert "unknown template 'art' for python; known: none, python, science" in done.stderr
+
+
+def test_a_configured_template_that_cannot_be_is_told_by_its_key(stockade: Stockade, tmp_path: Path) -> None:
+    (tmp_path / "stockade.toml").write_text('[templates.science]\nlanguage = "c"\n')
+    done = stockade("run", "--config", "stockade.toml", "-c", "print(1)")
+    assert done.returncode == 2
+    assert "templates.science.language: c has no template" in done.stderr
+
+
+def test_keys_are_made_shown_once_and_changed(stockade: Stockade) -> None:
+    secret = stockade("keys", "add", "ci", "--no-templates").stdout.strip()
+    assert secret.startswith("sk_")
+    (listed,) = json.loads(stockade("keys", "list", "--json").stdout)
+    assert (listed["name"], listed["templates"]) == ("ci", False)
+    assert "hash" not in listed
+    assert stockade("keys", "set", "ci", "--templates").returncode == 0
+    (listed,) = json.loads(stockade("keys", "list", "--json").stdout)
+    assert listed["templates"] is True
+    assert secret not in stockade("keys", "list").stdout
+    assert stockade("keys", "set", "nobody", "--templates").returncode == 1
+    assert stockade("keys", "add", "ci").returncode == 1
+
+
 def test_run_gives_json_to_scripts(stockade: Stockade) -> None:
     done = stockade("run", "--json", "-c", "print('π'); import sys; sys.exit(3)")
     result = json.loads(done.stdout)

@@ -41,8 +41,14 @@ def _processes() -> Iterator[str]:
             _descends(pid, parents)
             and not command.startswith(("stockade-warden", "stockade-mason", "init"))
             and "stockade.warden" not in command
+            and not _is_waiting(pid, command)
         ):
             yield f"process {pid}: {command or '(no arguments)'}"
+
+
+def _is_waiting(pid: int, command: str) -> bool:
+    """Whether it is a template, or a fork of one that has no program yet."""
+    return command == "python3 main.py" and not os.path.lexists(f"/proc/{pid}/root/code/main.py")
 
 
 def _descends(pid: int, parents: dict[int, int]) -> bool:

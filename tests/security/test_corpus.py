@@ -1,4 +1,4 @@
-"""Every attack of the corpus, run as a tenant would run it, on the real backend."""
+"""Every attack of the corpus, run as a tenant would run it, on the real backend: from nothing and from a template."""
 
 import socket
 
@@ -7,20 +7,21 @@ import pytest
 
 from stockade.attacks import LIMITS, Attack, Bait, Ending, Verdict, attacks, judge
 from stockade.engine import Engine
+from stockade.engine.templates import NOTHING
 from stockade.errors import LanguageUnavailable
-from stockade.model import Actor, Outcome, RunSpec
+from stockade.model import Actor, Outcome, ProcessResult, RunSpec
+from tests.security.conftest import Warm
 from tests.security.host import DEADLINE_S, remains, wait_until_clean
 
 TENANT = Actor(id="tenant")
 
 
-async def run(engine: Engine, attack: Attack, bait: Bait) -> Ending:
-    stdin = b"x" * attack.stdin_bytes or bait.stdin
-    for step in attack.steps:
-        spec = RunSpec(language=attack.language, code=step, stdin=stdin, limits=LIMITS)
-        result = await engine.runs.run(TENANT, spec)
-    last = result.last
-    return Ending(outcome=last.outcome, exit_code=last.exit_code, stdout=last.stdout, stderr=last.stderr)
+def input_of(attack: Attack, bait: Bait) -> bytes:
+    return b"x" * attack.stdin_bytes or bait.stdin
+
+
+def ending(result: ProcessResult) -> Ending:
+    return Ending(outcome=result.outcome, exit_code=result.exit_code, stdout=result.stdout, stderr=result.stderr)
 
 
 @pytest.mark.anyio
@@ -28,9 +29,29 @@ async def run(engine: Engine, attack: Attack, bait: Bait) -> Ending:
 async def test_attack_is_contained(bait: Bait, engine: Engine, attack: Attack) -> None:
     name = socket.gethostname()
     try:
-        ending = await run(engine, attack, bait)
+        for step in attack.steps:
+            spec = RunSpec(
+                language=attack.language, code=step, stdin=input_of(attack, bait), limits=LIMITS, template=NOTHING
+            )
+            result = await engine.runs.run(TENANT, spec)
     except LanguageUnavailable as error:
         pytest.skip(str(error))
+    demand_containment(attack, ending(result.last), bait, name)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "attack", [a for a in attacks() if a.language == "python"], ids=lambda attack: f"{attack.group}:{attack.name}"
+)
+async def test_attack_is_contained_when_it_begins_from_a_template(bait: Bait, warm: Warm, attack: Attack) -> None:
+    name = socket.gethostname()
+    for step in attack.steps:
+        result = await warm.run(step.encode(), input_of(attack, bait))
+    demand_containment(attack, ending(result), bait, name)
+    assert await warm.is_warm(), "what came after it no longer begins from a template"
+
+
+def demand_containment(attack: Attack, ending: Ending, bait: Bait, name: str) -> None:
     judgement = judge(attack, ending)
     assert judgement.verdict is Verdict.CONTAINED, f"{attack.threat}: {judgement.evidence}\n{ending}"
     assert wait_until_clean() == []

@@ -1,11 +1,13 @@
 """Clients: their addresses, and work that ends when they leave."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
-from stockade.wire.clients import ClientGone, normal_address, while_connected
+from stockade.wire.clients import HANG_UP, ClientGone, normal_address, while_connected
 
 
 @pytest.mark.parametrize(
@@ -31,26 +33,46 @@ async def _gone() -> dict[str, str]:
     return {"type": "http.disconnect"}
 
 
+def of_any_server(*, gone: bool) -> Request:
+    """Tells by `receive` alone."""
+    return Request({"type": "http"}, _gone if gone else _never)
+
+
+def of_our_server(*, gone: bool) -> Request:
+    """Tells by the extension, and must not be asked by `receive`."""
+    left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    if gone:
+        left.set_result(None)
+    return Request({"type": "http", "extensions": {HANG_UP: {"left": lambda: left}}})
+
+
+SERVERS = pytest.mark.parametrize("server", [of_any_server, of_our_server])
+Server = Callable[..., Request]
+
+
 @pytest.mark.anyio
-async def test_work_that_ends_first_gives_its_result() -> None:
+@SERVERS
+async def test_work_that_ends_first_gives_its_result(server: Server) -> None:
     async def work() -> int:
         return 5
 
-    assert await while_connected(_never, work()) == 5
+    assert await while_connected(server(gone=False), work()) == 5
 
 
 @pytest.mark.anyio
-async def test_the_works_error_is_the_callers() -> None:
+@SERVERS
+async def test_the_works_error_is_the_callers(server: Server) -> None:
     async def work() -> None:
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        await while_connected(_never, work())
+        await while_connected(server(gone=False), work())
 
 
 @pytest.mark.anyio
+@SERVERS
 @pytest.mark.parametrize("clumsy", [False, True])
-async def test_work_has_ended_when_the_client_is_gone(clumsy: bool) -> None:
+async def test_work_has_ended_when_the_client_is_gone(server: Server, clumsy: bool) -> None:
     """Also when its clean-up fails."""
     cleaned = False
 
@@ -65,12 +87,13 @@ async def test_work_has_ended_when_the_client_is_gone(clumsy: bool) -> None:
                 raise RuntimeError("clean-up failed")
 
     with pytest.raises(ClientGone):
-        await while_connected(_gone, work())
+        await while_connected(server(gone=True), work())
     assert cleaned
 
 
 @pytest.mark.anyio
-async def test_cancelling_the_caller_cancels_the_work() -> None:
+@SERVERS
+async def test_cancelling_the_caller_cancels_the_work(server: Server) -> None:
     started, ended = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
@@ -80,9 +103,29 @@ async def test_cancelling_the_caller_cancels_the_work() -> None:
         finally:
             ended.set()
 
-    caller = asyncio.create_task(while_connected(_never, work()))
+    caller = asyncio.create_task(while_connected(server(gone=False), work()))
     await started.wait()
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert ended.is_set()
+
+
+@pytest.mark.anyio
+@SERVERS
+async def test_whoever_cancels_the_caller_while_the_client_leaves_is_heard(server: Server) -> None:
+    cleaning, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await _never()
+        finally:
+            cleaning.set()
+            await cancelled.wait()
+
+    caller = asyncio.create_task(while_connected(server(gone=True), work()))
+    await cleaning.wait()
+    caller.cancel()
+    cancelled.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller

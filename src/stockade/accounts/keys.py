@@ -9,11 +9,11 @@ import json
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from stockade.errors import Conflict, Fault
+from stockade.errors import Conflict, Fault, NotFound
 from stockade.model import Actor
 
 __all__ = ["Key", "Keys", "new_secret"]
@@ -35,6 +35,8 @@ class Key:
     """Its beginning and end, to recognise it by."""
     created: str
     """When it was made, UTC, ISO 8601."""
+    templates: bool = True
+    """See `Actor.templates`. Absent in files of earlier versions."""
 
 
 def new_secret() -> str:
@@ -47,8 +49,9 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
 
 
-def _describe(secret: str, *, id: str, name: str) -> Key:
+def _describe(secret: str, *, id: str, name: str, templates: bool = True) -> Key:
     return Key(
+        templates=templates,
         id=id,
         name=name,
         hash=_hash(secret),
@@ -105,7 +108,7 @@ class Keys:
         for key in self.all():  # all of them, also after a hit
             if hmac.compare_digest(digest, key.hash):
                 found = key
-        return Actor(id=found.id) if found is not None else None
+        return Actor(id=found.id, templates=found.templates) if found is not None else None
 
     def ensure_admin(self) -> str | None:
         """Make a first key when there is none.
@@ -115,8 +118,11 @@ class Keys:
         """
         return self.add("admin") if not self.all() else None
 
-    def add(self, name: str) -> str:
+    def add(self, name: str, *, templates: bool = True) -> str:
         """Make a key and return it; only its hash is kept.
+
+        Args:
+            templates: see `Actor.templates`.
 
         Raises:
             Conflict: *name* is taken.
@@ -125,8 +131,25 @@ class Keys:
         if any(key.name == name for key in self._keys):
             raise Conflict(f"there is a key named {name!r} already")
         secret = new_secret()
-        self._replace((*self._keys, _describe(secret, id=f"key_{secrets.token_hex(6)}", name=name)))
+        self._replace(
+            (*self._keys, _describe(secret, id=f"key_{secrets.token_hex(6)}", name=name, templates=templates))
+        )
         return secret
+
+    def set(self, name: str, *, templates: bool) -> Key:
+        """Change the key that is called *name*, or has it as id, and return what is kept of it now.
+
+        Raises:
+            NotFound: there is no such key among those that are kept.
+            Fault: the key file cannot be written; nothing has changed.
+        """
+        found = next((key for key in self._keys if name in (key.name, key.id)), None)
+        if found is None:
+            known = ", ".join(key.name for key in self._keys) or "none"
+            raise NotFound(f"there is no key named {name!r}; known: {known}")
+        changed = replace(found, templates=templates)
+        self._replace(tuple(changed if key is found else key for key in self._keys))
+        return changed
 
     def _replace(self, keys: tuple[Key, ...]) -> None:
         if self._path is not None:

@@ -10,6 +10,8 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from stockade.wire.clients import HANG_UP
+
 __all__ = ["MOST_HEADER_BYTES", "Bounded", "Connection", "connection"]
 
 MOST_HEADER_BYTES = 64 * 1024
@@ -17,6 +19,38 @@ MOST_HEADER_BYTES = 64 * 1024
 _TOO_SLOW = (408, "Request timeout", "the request's headers did not arrive in time")
 _TOO_LONG = (431, "Request header fields too large", f"at most {MOST_HEADER_BYTES} bytes of headers are read")
 _PHRASES = {408: "Request Timeout", 431: "Request Header Fields Too Large"}
+
+
+class _Joining(asyncio.Transport):
+    """What one answer is written to: its head goes out together with the body where that follows at once.
+
+    uvicorn writes one after the other. Without Nagle's algorithm that is two packets, which wake the client twice.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._kept: bytes | bytearray | memoryview = b""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._kept:
+            self._transport.write(b"".join((self._kept, data)))
+            self._kept = b""
+        else:
+            self._kept = data
+            self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        if self._kept:
+            self._transport.write(self._kept)
+            self._kept = b""
 
 
 class Connection(HttpToolsProtocol):
@@ -31,6 +65,7 @@ class Connection(HttpToolsProtocol):
         self._in_headers = True
         self._taken = 0
         """Bytes since the last piece of a body: what the parser has to keep."""
+        self._hung_up: asyncio.Future[None] = self.loop.create_future()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -38,20 +73,25 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        if not self._hung_up.done():
+            self._hung_up.set_result(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._taken += len(data)
-        if self._in_headers and self._deadline is None:
-            self._be_patient()
         super().data_received(data)
         if self._taken > MOST_HEADER_BYTES and not self.transport.is_closing():
             self._refuse(*_TOO_LONG)
+        elif self._taken and self._in_headers and self._deadline is None:
+            self._be_patient()  # most requests come in one piece and never need it
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()
         self._in_headers = False
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.transport = _Joining(self.transport, self.loop)
+            self.cycle.scope["extensions"] = {HANG_UP: {"left": self._left}}
 
     def on_body(self, body: bytes) -> None:
         self._taken = 0
@@ -61,6 +101,10 @@ class Connection(HttpToolsProtocol):
         self._taken = 0
         self._in_headers = True
         super().on_message_complete()
+
+    def _left(self) -> asyncio.Future[None]:
+        self.flow.resume_reading()  # else a client that leaves is not seen to
+        return self._hung_up
 
     def _be_patient(self) -> None:
         self._deadline = self.loop.call_later(self.patience_s, self._lose_patience)

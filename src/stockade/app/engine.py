@@ -1,18 +1,26 @@
 """An engine from the configuration."""
 
+import asyncio
 import contextlib
 import os
+import resource
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from stockade import registry
+from stockade.app.caches import SHOWN_AT, DirectoryStore, cache_directory, prepare_cache_directory
 from stockade.backends.base import Backend, BackendOptions
 from stockade.config import Config
-from stockade.engine import Engine, Languages, LimitPolicy, Queue, Runs
+from stockade.engine import Compilations, Engine, Languages, LimitPolicy, Queue, Runs, Templates, Toolchains
+from stockade.engine.runs import WORK_DIR
 from stockade.errors import Unavailable
 
 __all__ = ["backend_options", "build_engine", "load_languages", "make_backend", "prepare_data_dir"]
+
+MOST_COMPILATIONS = 4096
+"""Compilations kept at most."""
 
 
 def load_languages(config: Config) -> Languages:
@@ -45,13 +53,18 @@ def backend_options(
 
     The operator's directories are passed on as they are, so that a wrong one is reported. Those that languages read
     are there only where the language is installed. Where the configuration names a warden, that one is used, whatever
-    the caller would have started.
+    the caller would have started. The directory of toolchains' caches is made where it is missing, since a warden shows
+    what is there when it starts.
     """
+    prepare_cache_directory(config)
+    caches = cache_directory(config)
     named = config.sandbox.warden_socket
     installed = [path for path in languages.host_paths() if Path(path).is_dir()]
     return BackendOptions(
         data_dir=config.data_dir,
-        host_paths=tuple(dict.fromkeys((*config.sandbox.host_paths, *installed))),
+        host_paths=tuple(
+            dict.fromkeys((*config.sandbox.host_paths, *installed, *([f"{caches}:{SHOWN_AT}"] if caches else [])))
+        ),
         allow_unenforced=config.sandbox.allow_unenforced,
         warden_socket=named or warden_socket,
         embedded=embedded and named is None,
@@ -79,18 +92,69 @@ async def build_engine(
         length=config.queue.length,
         wait_s=config.queue.wait_s,
         places_per_actor=config.queue.places_per_actor,
+        overload_wait_s=config.queue.overload_wait_s,
     )
     backend = make_backend(config, languages, embedded=embedded, warden_socket=warden_socket)
+    directory = cache_directory(config)
+    store = None if directory is None else DirectoryStore(directory)
+    if store is not None and not embedded:
+        store.clear_unused()
+    toolchains = Toolchains(
+        store=store,
+        limits=limits,
+        run=backend.run,
+        work_dir=WORK_DIR,
+    )
+    # Who runs one program and ends would have an interpreter started, and never use it.
+    templates = Templates(languages, config.templates, enabled=config.sandbox.templates and not embedded)
+    compilations = _compilations(config)
     try:
         await backend.start()
-        yield Engine(
+        runs = Runs(
             languages=languages,
-            runs=Runs(languages=languages, limits=limits, queue=queue, backend=backend),
-            queue=queue,
             limits=limits,
+            queue=queue,
+            backend=backend,
+            compilations=compilations,
+            toolchains=toolchains,
+            templates=templates,
         )
+        # Who runs one program and ends would only throw away what it began.
+        async with _background([] if embedded else [toolchains.keep_filled(), runs.announce()]):
+            yield Engine(
+                languages=languages,
+                runs=runs,
+                queue=queue,
+                limits=limits,
+                compilations=compilations,
+                toolchains=toolchains,
+            )
     finally:
+        compilations.close()
         await backend.close()
+
+
+@contextlib.asynccontextmanager
+async def _background(work: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Do *work* during the block, as far as it gets."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def _compilations(config: Config) -> Compilations:
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Compilations(
+        most_bytes=config.cache.compilations_bytes,
+        # Each holds a descriptor: leave most of them to connections and runs.
+        most_entries=min(MOST_COMPILATIONS, descriptors // 4),
+        shared=config.cache.compilations_shared,
+    )
 
 
 def prepare_data_dir(path: Path, *, passable: bool = False) -> None:

@@ -110,11 +110,12 @@ class Guard:
             return message
 
         announced = headers.get(b"content-length", b"")
-        if refusal is None and announced.isdigit() and int(announced[:19]) > self.max_body_bytes:
+        counted = announced.isdigit()  # by the HTTP parser: no more than that comes
+        if refusal is None and counted and int(announced[:19]) > self.max_body_bytes:
             refusal = Refusal(status=413, error="Request body too large", message=self._too_large)
         if refusal is None:
             try:
-                await self.app(scope, guarded_receive, guarded_send)
+                await self.app(scope, receive if counted else guarded_receive, guarded_send)
             except asyncio.CancelledError:
                 # Only a server that ends cancels requests, and this is the outermost frame of the request's task:
                 # the client is told, and nobody waits for the cancellation to go on.

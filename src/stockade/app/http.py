@@ -12,14 +12,16 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, genera
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stockade import __version__, errors, registry
 from stockade.accounts.keys import Keys
 from stockade.app.guard import Guard
+from stockade.app.metrics import CompilationMetrics
 from stockade.config import Config, ServerConfig, is_loopback
 from stockade.engine import Engine
 from stockade.wire.dialect import Dialect, Services
+from stockade.wire.routes import DirectRoute
 
 __all__ = ["Parts", "create_app", "dialect_settings", "new_registry"]
 
@@ -45,6 +47,24 @@ class Parts:
     started: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Direct:
+    """Calls the handlers of direct routes itself; all else is the framework's."""
+
+    app: ASGIApp
+    routes: Mapping[tuple[str, str], DirectRoute]
+    """By method and path."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self.routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if route is None:
+            await self.app(scope, receive, send)
+            return
+        scope["route"] = route  # where the framework notes it, too
+        response = await route.endpoint(Request(scope, receive))
+        await response(scope, receive, send)
+
+
 def dialect_settings(names: Sequence[str] = ()) -> dict[str, type | None]:
     """The settings class of each dialect, for `config.load`; all installed ones when *names* is empty."""
     return {name: registry.find("dialects", name).settings for name in names or registry.names("dialects")}
@@ -59,6 +79,7 @@ def new_registry(engine: Engine) -> CollectorRegistry:
         lambda: engine.queue.waiting
     )
     Gauge("stockade_places", "Programs that may run at once.", registry=metrics).set(engine.queue.places)
+    CompilationMetrics(metrics, engine.compilations)
     return metrics
 
 
@@ -94,12 +115,17 @@ def create_app(parts: Parts, *, host: str, only: str = "") -> ASGIApp:
         )
         for dialect in dialects
     }
+    direct: dict[tuple[str, str], DirectRoute] = {}
     for dialect in dialects:
-        app.include_router(dialect.router(mounted[dialect.name]))
+        router = dialect.router(mounted[dialect.name])
+        app.include_router(router)
+        for route in router.routes:
+            if isinstance(route, DirectRoute):
+                direct |= {(method, route.path): route for method in route.methods or ()}
     _add_health(app, parts, dialects, mounted, merged=not only)
     _add_metrics(app, parts, open_access=open_access)
     _add_errors(app)
-    return _guarded(app, config.server, host=host, open_access=open_access)
+    return _guarded(Direct(app=app, routes=direct), config.server, host=host, open_access=open_access)
 
 
 def _add_health(
@@ -173,8 +199,8 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, crash)
 
 
-def _guarded(app: FastAPI, server: ServerConfig, *, host: str, open_access: bool) -> ASGIApp:
-    inner: ASGIApp = app
+def _guarded(app: ASGIApp, server: ServerConfig, *, host: str, open_access: bool) -> ASGIApp:
+    inner = app
     origins: frozenset[str] = frozenset()
     if server.cors_enabled:
         origins = frozenset(origin.lower().rstrip("/") for origin in server.cors_allowed_origins)

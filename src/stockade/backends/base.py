@@ -11,7 +11,7 @@ from typing import Protocol
 
 from stockade.model import Limits, ProcessResult, ProcessSpec
 
-__all__ = ["Backend", "BackendOptions", "BackendPlugin", "Feature", "Report", "SandboxSpec"]
+__all__ = ["Backend", "BackendOptions", "BackendPlugin", "Feature", "Report", "SandboxSpec", "Warm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,24 @@ class Feature:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Warm:
+    """What a backend keeps ready for runs of one kind."""
+
+    command: tuple[str, ...]
+    kind: str
+    """A `TemplateKind`."""
+    preload: tuple[str, ...]
+    ready: int
+    """Processes that wait for their program."""
+    under_way: int
+    """Processes that are being made."""
+    forks: int
+    """Processes that the present template has made."""
+    complaint: str
+    """Why the last one could not be made; empty when it could."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What a backend can do on this host."""
 
@@ -47,6 +65,7 @@ class Report:
     features: tuple[Feature, ...]
     details: Mapping[str, str]
     """Facts for a human: kernel, cgroup layout, privileges, …"""
+    warm: tuple[Warm, ...] = ()
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -94,6 +113,17 @@ class Backend(Protocol):
             Unavailable: the host has no room for another sandbox now, or the backend is closed.
             BackendLost: the warden died; safe to retry.
             Fault: the sandbox could not be built.
+        """
+        ...
+
+    async def warm(self, sandbox: SandboxSpec, process: ProcessSpec) -> None:
+        """Be ready for runs like this, which name a template: from now on, and again whenever what was ready is lost.
+
+        It returns at once; a run that comes before all is ready, or for which there is no template after all, starts
+        from nothing. A backend that has no templates does nothing.
+
+        Raises:
+            Invalid: as `run`.
         """
         ...
 

@@ -7,6 +7,7 @@ import typer
 
 from stockade.cli.failures import complain
 from stockade.cli.inspect import doctor, languages, version
+from stockade.cli.keys import keys
 from stockade.cli.run import run
 from stockade.cli.serve import serve
 from stockade.cli.warden import warden
@@ -27,6 +28,7 @@ app.command()(run)
 app.command()(languages)
 app.command()(doctor)
 app.command()(warden)
+app.add_typer(keys, name="keys")
 app.command()(version)
 
 

@@ -1,9 +1,13 @@
 """`stockade languages`, `stockade doctor`, `stockade version`: what there is and what it can do here."""
 
 import asyncio
+import contextlib
 import json
 import platform
+import socket
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +16,8 @@ from stockade import __version__
 from stockade.cli.options import AsJson, ConfigFile, DataDir
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from stockade.backends.base import Report
     from stockade.config import Config
     from stockade.engine import Languages
@@ -99,7 +105,7 @@ def _texts(value: object) -> list[str]:
 
 
 def doctor(as_json: AsJson = False, data_dir: DataDir = None, config: ConfigFile = None) -> None:
-    """Tell what this machine enforces, what it cannot, and how to mend it.
+    """Tell what this machine enforces, what it cannot, and how to mend it; of a running server, what is kept warm.
 
     The exit status is 1 when something is missing that the configuration does not allow to go without.
     """
@@ -108,7 +114,8 @@ def doctor(as_json: AsJson = False, data_dir: DataDir = None, config: ConfigFile
 
     loaded = load(file=config, options={"data_dir": data_dir})
     prepare_data_dir(loaded.data_dir)
-    backend = make_backend(loaded, load_languages(loaded), embedded=True)
+    running = _running_warden(loaded)
+    backend = make_backend(loaded, load_languages(loaded), embedded=running is None, warden_socket=running)
 
     async def ask() -> "Report":
         try:
@@ -127,6 +134,17 @@ def doctor(as_json: AsJson = False, data_dir: DataDir = None, config: ConfigFile
     raise typer.Exit(1 if lacking else 0)
 
 
+def _running_warden(config: "Config") -> Path | None:
+    """Where the warden of the server on this data directory listens, if root has one running."""
+    from stockade.app.warden import SOCKET
+
+    path = config.data_dir / SOCKET
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe, contextlib.suppress(OSError):
+        probe.connect(str(path))
+        return path
+    return None
+
+
 def _report_json(report: "Report", allowed: frozenset[str], lacking: list[str]) -> dict[str, object]:
     features = [
         {
@@ -138,7 +156,35 @@ def _report_json(report: "Report", allowed: frozenset[str], lacking: list[str]) 
         }
         for one in report.features
     ]
-    return {"backend": report.backend, "ok": not lacking, "details": dict(report.details), "features": features}
+    return {
+        "backend": report.backend,
+        "ok": not lacking,
+        "details": dict(report.details),
+        "features": features,
+        "warm": [asdict(one) for one in report.warm],
+    }
+
+
+def _warm_table(report: "Report") -> "Table":
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("Kept warm", overflow="fold")
+    table.add_column("Kind")
+    for title in ("Ready", "Being made", "Forks"):
+        table.add_column(title, justify="right")
+    for one in report.warm:
+        if not (one.ready or one.under_way or one.forks or one.complaint):
+            continue  # asked for too rarely to be kept
+        what = escape(" ".join(one.command))
+        if one.preload:
+            what += f"\n[dim]with {escape(', '.join(one.preload))}[/]"
+        if one.complaint:
+            # Of a traceback the last line says what is wrong.
+            what += f"\n[red]not to be had: {escape(one.complaint.splitlines()[-1])}[/]"
+        table.add_row(what, one.kind, str(one.ready), str(one.under_way), str(one.forks))
+    return table
 
 
 def _print_report(report: "Report", allowed: frozenset[str], lacking: list[str]) -> None:
@@ -159,6 +205,8 @@ def _print_report(report: "Report", allowed: frozenset[str], lacking: list[str])
         remedy = f"\n[bold]→ {escape(one.remedy)}[/]" if one.remedy and not one.enforced else ""
         table.add_row(escape(one.name), state, escape(one.mechanism) + remedy)
     console.print(table, "")
+    if report.warm:
+        console.print(_warm_table(report), "")
     if lacking:
         # Whoever has nothing to make sandboxes with cannot agree to go without them.
         advice = (

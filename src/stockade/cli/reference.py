@@ -4,7 +4,7 @@ A test compares what is written with what is in `docs/`, so neither a setting no
 """
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def commands_page() -> str:
 
     group: Any = typer.main.get_command(app)
     parts = [COMMANDS]
-    for name, command in group.commands.items():
+    for name, command in _commands(group):
         parts.append(f"## stockade {name}\n")
         parts.append(f"{_unwrap(command.help or '')}\n")
         parts.append("| | |\n|---|---|")
@@ -85,6 +85,15 @@ def commands_page() -> str:
             parts.append(f"| `{_spelling(parameter)}` | {_cell(getattr(parameter, 'help', None) or '')} |")
         parts.append("")
     return "\n".join(parts)
+
+
+def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The commands of *group* by what one types; in place of a group its own commands."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
 
 
 def pages() -> dict[str, str]:
@@ -98,7 +107,7 @@ def _spelling(parameter: Any) -> str:
     value = str(parameter.metavar or parameter.name.upper())
     if not hasattr(parameter, "is_flag"):  # an argument
         return value
-    names = ", ".join(parameter.opts)
+    names = ", ".join((*parameter.opts, *parameter.secondary_opts))
     return names if parameter.is_flag else f"{names} {value}"
 
 

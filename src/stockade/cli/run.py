@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,6 +58,14 @@ def run(
         str | None, typer.Option(metavar="DURATION", help='Wall-clock limit: "2", "500ms", "1m".')
     ] = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help='Memory limit: "64MiB", "1G".')] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Template of the configuration, as a request names it: its image counts. Nothing is kept warm for one "
+            "run, so it saves no time here.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     data_dir: DataDir = None,
     config: ConfigFile = None,
@@ -75,7 +84,15 @@ def run(
             spec_args = ((file,) if file is not None else ()) + spec_args
         overrides = _overrides(loaded, timeout, memory)
         source = _source(file, code, stdin)
-        status = _with_signals(_run(loaded, file, code, source, language, _stdin(stdin), spec_args, overrides, as_json))
+        asked = RunSpec(
+            language=language or "",
+            code=source,
+            stdin=_stdin(stdin),
+            args=spec_args,
+            template=template,
+            limits=overrides,
+        )
+        status = _with_signals(_run(loaded, None if code is not None else file, asked, as_json))
     except StockadeError as error:
         complain(error)
         status = 2 if isinstance(error, Invalid) else OUR_FAILURE
@@ -149,24 +166,18 @@ def _with_signals(work: Any) -> int:
     return asyncio.run(supervised())
 
 
-async def _run(
-    config: "Config",
-    file: str | None,
-    code: str | None,
-    source: str,
-    language: str | None,
-    stdin: bytes,
-    args: tuple[str, ...],
-    overrides: LimitOverrides,
-    as_json: bool,
-) -> int:
+async def _run(config: "Config", file: str | None, spec: RunSpec, as_json: bool) -> int:
+    """Run *spec*; where it names no language, that of *file* or of the option's default.
+
+    Args:
+        file: what the program was read from, `None` for an option.
+    """
     from stockade.app.engine import build_engine, prepare_data_dir
 
     prepare_data_dir(config.data_dir)
     async with build_engine(config, embedded=True) as engine:
-        if language is None:
-            language = "python" if code is not None else _guess(engine, file or "")
-        spec = RunSpec(language=language, code=source, stdin=stdin, args=args, limits=overrides)
+        if not spec.language:
+            spec = replace(spec, language="python" if file is None else _guess(engine, file))
         try:
             limits = engine.runs.check(spec)
         except LanguageUnavailable:

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+from stockade.engine.compilations import Compilations
 from stockade.engine.languages import Language, Languages
 from stockade.engine.limits import LimitPolicy
 from stockade.engine.queue import Queue
 from stockade.engine.runs import Runs
+from stockade.engine.templates import Templates
+from stockade.engine.toolchains import Toolchains
 
-__all__ = ["Engine", "Language", "Languages", "LimitPolicy", "Queue", "Runs"]
+__all__ = ["Compilations", "Engine", "Language", "Languages", "LimitPolicy", "Queue", "Runs", "Templates", "Toolchains"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,3 +21,5 @@ class Engine:
     runs: Runs
     queue: Queue
     limits: LimitPolicy
+    compilations: Compilations
+    toolchains: Toolchains

@@ -12,9 +12,18 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from stockade.engine.language_records import MIB, NUMBERS, PLACEHOLDER, Example, Language, Step, VersionProbe
+from stockade.engine.language_records import (
+    MIB,
+    NUMBERS,
+    PLACEHOLDER,
+    Cache,
+    Example,
+    Language,
+    Step,
+    VersionProbe,
+)
 from stockade.errors import Invalid
-from stockade.model import LimitOverrides
+from stockade.model import LimitOverrides, Template, TemplateKind
 
 __all__ = ["read_language"]
 
@@ -23,10 +32,11 @@ _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9+#.-]*")
 _EXTENSION = re.compile(r"\.[A-Za-z0-9+]+")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*|/[A-Za-z0-9._+*?/-]+")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9.+-]+")
+_TEXT = re.compile(r".+", re.DOTALL)
 _VARIANT_KEYS = frozenset(
     (
         *("requires", "packages", "host_paths", "image", "files", "env"),
-        *("compile", "run", "limits", "version", "minimum_version", "examples"),
+        *("compile", "cache", "run", "template", "limits", "version", "minimum_version", "examples"),
     )
 )
 
@@ -165,13 +175,16 @@ _KINDS: Mapping[type, str] = {
 
 def _language(table: _Table, variant: int) -> Language:
     main_file = _file_name(table, "main_file", table.text("main_file"))
-    files = {_file_name(table, "files", path): text.encode() for path, text in table.mapping("files").items()}
+    files = _files(table)
     if main_file in files:
         raise table.error("files", f"{main_file!r} is the main file")
     run = table.table("run")
     if run is None:
         raise table.error("run", "is missing")
     compiling = table.table("compile")
+    uncached = () if compiling is None else compiling.texts("uncached", _TEXT, [])
+    compile_limits = LimitOverrides() if compiling is None else _limits(compiling.table("limits"))
+    compile_step = None if compiling is None else _step(compiling, main_file)
     version = table.table("version")
     language = Language(
         name=_matching(table, "name", _NAME),
@@ -181,9 +194,12 @@ def _language(table: _Table, variant: int) -> Language:
         image=table.text("image", "host"),
         main_file=main_file,
         files=files,
-        compile_limits=LimitOverrides() if compiling is None else _limits(compiling.table("limits")),
-        compile=None if compiling is None else _step(compiling, main_file),
+        compile=compile_step,
+        compile_limits=compile_limits,
+        uncached=tuple(text.encode() for text in uncached),
+        cache=_cache(table, compile_step, main_file),
         run=_step(run, main_file, args=True),
+        template=_template(table, main_file),
         limits=_limits(table.table("limits")),
         env=_environment(table, main_file),
         packages=table.texts("packages", _PACKAGE, []),
@@ -203,6 +219,60 @@ def _matching(table: _Table, key: str, shape: re.Pattern[str]) -> str:
     if not shape.fullmatch(value):
         raise table.error(key, f"{value!r} is not of the form {shape.pattern}")
     return value
+
+
+def _files(table: _Table) -> dict[str, bytes]:
+    return {_file_name(table, "files", path): text.encode() for path, text in table.mapping("files").items()}
+
+
+def _cache(parent: _Table, compile_step: Step | None, main_file: str) -> Cache | None:
+    table = parent.table("cache")
+    if table is None:
+        return None
+    if compile_step is None:
+        raise parent.error("cache", "needs a [compile] that it can stand in for")
+    # Both run in the compile step's environment: what is made under another one would not fit.
+    cache = Cache(
+        fill=Step(argv=_words(table, "fill", main_file, ("cache",)), env=compile_step.env),
+        files=_files(table),
+        limits=_limits(table.table("limits")),
+        compile=Step(argv=_words(table, "compile", main_file, ("cache",)), env=compile_step.env),
+    )
+    table.close()
+    return cache
+
+
+def _template(parent: _Table, main_file: str) -> Template | None:
+    table = parent.table("template")
+    if table is None:
+        return None
+    kinds = [kind.value for kind in TemplateKind]
+    kind = table.text("kind")
+    if kind not in kinds:
+        raise table.error("kind", f"must be {' or '.join(map(repr, kinds))} (got {kind!r})")
+    run = parent.table("run")
+    if run is not None and "{args}" in run.texts("argv"):
+        raise parent.error(
+            "template", "needs a [run] to which arguments are added at the end: {args} in it prevents that"
+        )
+    if kind == TemplateKind.FORK:
+        template = Template(kind=TemplateKind.FORK)
+    else:
+        template = Template(
+            kind=TemplateKind.POOL, boot=_words(table, "boot", main_file), files=_absolute_files(table, "files")
+        )
+    table.close()
+    return template
+
+
+def _absolute_files(table: _Table, key: str) -> tuple[tuple[str, str], ...]:
+    """Texts by path, taken as they are: a program's own braces are no placeholders."""
+    texts = table.mapping(key)
+    for path in texts:
+        pure = PurePosixPath(path)
+        if not pure.is_absolute() or ".." in pure.parts or str(pure) != path or len(pure.parts) < 3:
+            raise table.error(key, f"must be absolute paths below a top-level directory (got {path!r})")
+    return tuple(texts.items())
 
 
 def _file_name(table: _Table, key: str, name: str) -> str:
@@ -227,17 +297,23 @@ def _host_paths(table: _Table) -> tuple[str, ...]:
 
 def _step(table: _Table, main_file: str, *, args: bool = False) -> Step:
     """The command in *table*; `{main}` is filled in at once, the limits only when it runs."""
-    words = table.texts("argv")
-    if not words or not words[0]:
-        raise table.error("argv", "must hold a command")
-    if not args and "{args}" in words:
-        raise table.error("argv", "only the run step has the caller's arguments")
-    for word in words:
-        if word != "{args}":
-            _check_placeholders(table, "argv", word)
+    argv = _words(table, "argv", main_file, ("args",) if args else ())
     env = _environment(table, main_file)
     table.close()
-    return Step(argv=tuple(word.replace("{main}", main_file) for word in words), env=env)
+    return Step(argv=argv, env=env)
+
+
+def _words(table: _Table, key: str, main_file: str, more: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The command under *key*; *more* are the placeholders that it may hold beside the limits and `{main}`."""
+    words = table.texts(key)
+    if not words or not words[0]:
+        raise table.error(key, "must hold a command")
+    for word in words:
+        if word == "{args}" and "args" not in more:
+            raise table.error(key, "only the run step has the caller's arguments")
+        if word != "{args}":
+            _check_placeholders(table, key, word, more)
+    return tuple(word.replace("{main}", main_file) for word in words)
 
 
 def _environment(table: _Table, main_file: str) -> dict[str, str]:
@@ -249,15 +325,17 @@ def _environment(table: _Table, main_file: str) -> dict[str, str]:
     return {name: value.replace("{main}", main_file) for name, value in env.items()}
 
 
-def _check_placeholders(table: _Table, key: str, word: str) -> None:
+def _check_placeholders(table: _Table, key: str, word: str, more: tuple[str, ...] = ()) -> None:
     for match in PLACEHOLDER.finditer(word):
         name, percent = match.groups()
-        if name == "main" and percent is None:
+        if (name == "main" or (name == "cache" and name in more)) and percent is None:
             continue
         if name == "args":
             raise table.error(key, "{args} must stand alone, in the argv of [run]")
+        if name == "cache":
+            raise table.error(key, "only the commands of [cache] know where the cache is")
         if name not in NUMBERS:
-            known = ", ".join(("main", "args", *NUMBERS))
+            known = ", ".join(("main", "args", "cache", *NUMBERS))
             raise table.error(key, f"unknown placeholder {match.group()!r}; known: {known}")
         if percent is not None and not 1 <= int(percent) <= 100:
             raise table.error(key, f"the share in {match.group()!r} must be 1% to 100%")

@@ -3,11 +3,11 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from stockade.model import LimitOverrides, Limits
+from stockade.model import LimitOverrides, Limits, Template
 
-__all__ = ["MIB", "NUMBERS", "PLACEHOLDER", "SANDBOX_PATH", "Example", "Language", "Step", "VersionProbe"]
+__all__ = ["MIB", "NUMBERS", "PLACEHOLDER", "SANDBOX_PATH", "Cache", "Example", "Language", "Step", "VersionProbe"]
 
 SANDBOX_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Directories that are searched for commands inside a sandbox."""
@@ -42,6 +42,28 @@ class Step:
         if "{args}" not in self.argv:
             words.extend(args)
         return tuple(words)
+
+    def with_cache(self, path: str) -> "Step":
+        """The step with `{cache}` filled in: where a sandbox sees the toolchain's cache."""
+        return replace(
+            self,
+            argv=tuple(word.replace("{cache}", path) for word in self.argv),
+            env={name: value.replace("{cache}", path) for name, value in self.env.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """A directory that the compile step reads: made once for each toolchain, from nothing of a tenant's."""
+
+    fill: Step
+    """Makes it: what this leaves in its working directory."""
+    files: dict[str, bytes]
+    """Fixed files that lie in the working directory of `fill`."""
+    limits: LimitOverrides
+    """Limits of `fill`."""
+    compile: Step
+    """Stands in for the language's compile step while the directory is there. Must do exactly the same, but faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +109,9 @@ class Language:
     """Fixed files that lie beside the main file."""
     compile: Step | None
     compile_limits: LimitOverrides
+    uncached: tuple[bytes, ...]
+    """Texts, in whatever letter case, that make what the compiler leaves depend on more than its input."""
+    cache: Cache | None
     run: Step
     limits: LimitOverrides
     env: dict[str, str]
@@ -102,8 +127,17 @@ class Language:
     """The variant counts only once the version probe has found at least this."""
     examples: dict[str, Example]
     """By name; `hello` is always there."""
+    template: Template | None = None
+    """What a run may be begun from instead of a start of `run`. In `boot` stand placeholders: see `template_for`."""
     variant: int = 0
     """Position among the variants, the preferred one first."""
+
+    def template_for(self, limits: Limits) -> Template | None:
+        """`template` with the placeholders of its command filled in."""
+        template = self.template
+        if template is None or not template.boot:
+            return template
+        return replace(template, boot=tuple(_fill(word, limits) for word in template.boot))
 
     def environment(self, step: Step, limits: Limits) -> dict[str, str]:
         """The whole environment of *step*, built from nothing: the server's own never reaches a tenant."""

@@ -1,14 +1,20 @@
 """One-shot runs: compile where the language needs it, run once or once for each input, each time in a fresh sandbox."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import structlog
 
 from stockade.backends.base import Backend, SandboxSpec
+from stockade.engine.compilations import Compilations, compilation_key
 from stockade.engine.languages import Language, Languages
 from stockade.engine.limits import LimitPolicy
 from stockade.engine.queue import Queue
-from stockade.errors import Invalid
+from stockade.engine.templates import Templates
+from stockade.engine.toolchains import Toolchains
+from stockade.errors import Invalid, StockadeError
 from stockade.model import (
     Actor,
     Bundle,
@@ -23,6 +29,10 @@ from stockade.model import (
 
 __all__ = ["WORK_DIR", "Program", "Runs"]
 
+log = structlog.get_logger()
+
+WARM_S = 30.0
+"""Time that the backend has to take note of a template."""
 WORK_DIR = "/code"
 """Working directory of every run; it holds the program's files and nothing else."""
 
@@ -36,6 +46,8 @@ class Program:
     files: dict[str, bytes]
     bundle: Bundle | None
     queued_s: float
+    cached: bool = False
+    """Its compilation is that of an equal program before."""
 
     @property
     def runnable(self) -> bool:
@@ -51,6 +63,9 @@ class Runs:
     limits: LimitPolicy
     queue: Queue
     backend: Backend
+    compilations: Compilations
+    toolchains: Toolchains
+    templates: Templates
 
     async def run(self, actor: Actor, spec: RunSpec, *, cap_limits: bool = False) -> RunResult:
         """Compile *spec* where its language needs that, run it, and say what came of it.
@@ -61,7 +76,7 @@ class Runs:
             cap_limits: cut limits above the server's maximum to it instead of refusing them.
 
         Raises:
-            UnknownLanguage, LanguageUnavailable, InvalidLimit, Invalid: nothing has run.
+            UnknownLanguage, LanguageUnavailable, UnknownTemplate, InvalidLimit, Invalid: nothing has run.
             QueueFull, LimitExceeded: no place; nothing has run.
             BackendLost: the warden died; safe to retry.
         """
@@ -73,6 +88,7 @@ class Runs:
                     compilation=program.compilation,
                     process=None,
                     queued_s=program.queued_s,
+                    compilation_cached=program.cached,
                 )
             return await self.run_program(
                 actor, program, limits, stdin=spec.stdin, args=spec.args, on_output_limit=spec.on_output_limit
@@ -81,6 +97,7 @@ class Runs:
     def check(self, spec: RunSpec, *, cap_limits: bool = False) -> Limits:
         """The limits that *spec* would run under; raises all that `run` refuses before it makes a sandbox."""
         language = self.languages.available(spec.language)
+        self.templates.check(language, spec.template)
         for arg in spec.args:
             if "\0" in arg:
                 raise Invalid("an argument must not hold a NUL character")
@@ -88,36 +105,54 @@ class Runs:
 
     @asynccontextmanager
     async def prepare(self, actor: Actor, spec: RunSpec) -> AsyncIterator[Program]:
-        """Compile once; the program may then be run many times, until the block ends."""
-        language = self.languages.available(spec.language)
+        """Compile once, or take what an equal compilation left; run it as often as you like, until the block ends."""
+        language = self.templates.chosen(actor, self.languages.available(spec.language), spec.template)
         files = {language.main_file: spec.code.encode(errors="surrogatepass"), **language.files}
-        if language.compile is None:
+        step = self.toolchains.compile_step(language)
+        if step is None:
             yield Program(language=language, compilation=None, files=files, bundle=None, queued_s=0.0)
             return
         limits = self.limits.resolve(language.compile_limits, LimitOverrides())
-        async with self.queue.place(actor) as queued_s:
-            result = await self.backend.run(
-                SandboxSpec(image=language.image, limits=limits),
-                ProcessSpec(
-                    argv=language.compile.command(limits),
-                    cwd=WORK_DIR,
-                    env=language.environment(language.compile, limits),
-                    files=files,
-                    collect=True,
-                    on_output_limit=OnOutputLimit.DROP,
-                ),
-            )
-        try:
+        sandbox = SandboxSpec(image=language.image, limits=limits)
+        process = ProcessSpec(
+            argv=step.command(limits),
+            cwd=WORK_DIR,
+            env=language.environment(step, limits),
+            files=files,
+            collect=True,
+            on_output_limit=OnOutputLimit.DROP,
+        )
+
+        async def compile() -> tuple[ProcessResult, float]:
+            async with self.queue.place(actor) as queued_s:
+                return await self.backend.run(sandbox, process), queued_s
+
+        key = self._key(actor, language, sandbox, process)
+        async with self.compilations.compiled(key, compile) as made:
             yield Program(
                 language=language,
-                compilation=replace(result, bundle=None),
+                compilation=made.result,
                 files={},
-                bundle=result.bundle,
-                queued_s=queued_s,
+                bundle=made.bundle,
+                queued_s=made.queued_s,
+                cached=made.cached,
             )
-        finally:
-            if result.bundle is not None:
-                result.bundle.close()
+
+    def _key(self, actor: Actor, language: Language, sandbox: SandboxSpec, process: ProcessSpec) -> str | None:
+        """The name of a compilation in the cache; `None` for one that must not be kept."""
+        if not self.compilations.enabled:
+            return None
+        if language.uncached:
+            contents = [content.lower() for content in process.files.values()]
+            if any(text.lower() in content for text in language.uncached for content in contents):
+                return None
+        return compilation_key(
+            language,
+            self.toolchains.identity(language),
+            sandbox,
+            process,
+            None if self.compilations.shared else actor,
+        )
 
     async def run_program(
         self,
@@ -134,13 +169,13 @@ class Runs:
         async with self.queue.place(actor) as queued_s:
             process = await self.backend.run(
                 SandboxSpec(image=language.image, limits=limits),
-                ProcessSpec(
-                    argv=language.run.command(limits, args),
-                    cwd=WORK_DIR,
-                    env=language.environment(language.run, limits),
+                _run_step(
+                    language,
+                    limits,
                     files=program.files,
                     bundle=program.bundle,
                     stdin=stdin,
+                    args=args,
                     on_output_limit=on_output_limit,
                 ),
             )
@@ -149,4 +184,47 @@ class Runs:
             compilation=program.compilation,
             process=process,
             queued_s=program.queued_s + queued_s,
+            compilation_cached=program.cached,
         )
+
+    async def announce(self) -> None:
+        """Tell the backend which templates to keep ready, under default limits. What fails is logged, and costs time
+        alone.
+        """
+        for language in self.templates.announced():
+            limits = self.limits.resolve(language.limits, LimitOverrides())
+            sandbox = SandboxSpec(image=language.image, limits=limits)
+            try:
+                async with asyncio.timeout(WARM_S):
+                    await self.backend.warm(sandbox, _run_step(language, limits))
+            except (StockadeError, TimeoutError) as error:
+                preload = language.template.preload if language.template is not None else ()
+                log.warning(
+                    "template.not_announced", language=language.name, preload=preload, reason=str(error) or repr(error)
+                )
+
+
+def _run_step(
+    language: Language,
+    limits: Limits,
+    *,
+    files: Mapping[str, bytes] | None = None,
+    bundle: Bundle | None = None,
+    stdin: bytes = b"",
+    args: Sequence[str] = (),
+    on_output_limit: OnOutputLimit = OnOutputLimit.KILL,
+) -> ProcessSpec:
+    """The program as a process. A template is known by this very command and environment."""
+    template = language.template_for(limits)
+    return ProcessSpec(
+        # A language with a template has the caller's arguments at the end: its file is read so.
+        argv=language.run.command(limits, args if template is None else ()),
+        cwd=WORK_DIR,
+        env=language.environment(language.run, limits),
+        files=files or {},
+        bundle=bundle,
+        stdin=stdin,
+        args=() if template is None else tuple(args),
+        template=template,
+        on_output_limit=on_output_limit,
+    )

@@ -2,7 +2,7 @@
 
 from stockade.model.limits import LimitOverrides, Limits
 from stockade.model.outcomes import Outcome, Usage
-from stockade.model.processes import Bundle, OnOutputLimit, ProcessResult, ProcessSpec
+from stockade.model.processes import Bundle, OnOutputLimit, ProcessResult, ProcessSpec, Template, TemplateKind
 from stockade.model.runs import Actor, RunResult, RunSpec
 
 __all__ = [
@@ -16,5 +16,7 @@ __all__ = [
     "ProcessSpec",
     "RunResult",
     "RunSpec",
+    "Template",
+    "TemplateKind",
     "Usage",
 ]

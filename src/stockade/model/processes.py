@@ -7,7 +7,7 @@ from typing import Protocol
 
 from stockade.model.outcomes import Outcome, Usage
 
-__all__ = ["Bundle", "OnOutputLimit", "ProcessResult", "ProcessSpec"]
+__all__ = ["Bundle", "OnOutputLimit", "ProcessResult", "ProcessSpec", "Template", "TemplateKind"]
 
 
 class OnOutputLimit(StrEnum):
@@ -17,6 +17,28 @@ class OnOutputLimit(StrEnum):
     """The process is killed; its outcome is `output`."""
     DROP = "drop"
     """The rest is read and thrown away; the process goes on, and the result says `truncated`."""
+
+
+class TemplateKind(StrEnum):
+    """How a process can be had that has been started before it is asked for."""
+
+    FORK = "fork"
+    """As a fork of an interpreter that waits where it would open its program."""
+    POOL = "pool"
+    """Started ahead in a sandbox of its own, up to that point; used once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """What a process may be begun from instead of a start from nothing. It behaves alike either way."""
+
+    kind: TemplateKind
+    preload: tuple[str, ...] = ()
+    """Modules that a fork finds imported already."""
+    boot: tuple[str, ...] = ()
+    """Pool: the command that starts it ahead. It waits on descriptor 3 for what the command line would have told."""
+    files: tuple[tuple[str, str], ...] = ()
+    """Pool: texts by absolute path that this command needs; it removes them itself."""
 
 
 class Bundle(Protocol):
@@ -49,6 +71,9 @@ class ProcessSpec:
     bundle: Bundle | None = None
     """Unpacked into `cwd` before `files` are written."""
     stdin: bytes = b""
+    args: tuple[str, ...] = ()
+    """Follow `argv`; apart from it, because a template is begun without them."""
+    template: Template | None = None
     collect: bool = False
     """Pack `cwd` when the program exits with status 0; `ProcessResult.bundle` has it."""
     on_output_limit: OnOutputLimit = OnOutputLimit.KILL

@@ -14,6 +14,8 @@ class Actor:
 
     id: str
     """Id of the key, or `anonymous:<address>` where no key is needed. The fairness of the queue goes by it."""
+    templates: bool = True
+    """Whether its runs may begin from templates, whose forks share address-space layout and hash seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,8 @@ class RunSpec:
     code: str
     stdin: bytes = b""
     args: tuple[str, ...] = ()
+    template: str | None = None
+    """Name of the template to begin from; `None` for the language's default, "none" to start from nothing."""
     limits: LimitOverrides = field(default_factory=LimitOverrides)
     on_output_limit: OnOutputLimit = OnOutputLimit.KILL
 
@@ -40,6 +44,8 @@ class RunResult:
     """Result of the program; `None` when the compilation failed."""
     queued_s: float
     """Seconds spent waiting for a place."""
+    compilation_cached: bool = False
+    """Nothing was compiled for this run: `compilation` is that of an equal program before."""
 
     @property
     def last(self) -> ProcessResult:

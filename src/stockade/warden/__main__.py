@@ -6,17 +6,18 @@ import gc
 import json
 import os
 import resource
+import select
 import socket
 import sys
 
-from . import kernel, seccomp
-from .cell import Host, IdRanges
+from . import bundle, kernel, protocol, seccomp
+from .cell import Host
 from .cgroups import Cgroups
+from .fields import Refused
 from .image import ImageError
 from .mason import Mason
 from .mounts import make_stage
 from .report import make_report
-from .request import Refused
 from .server import Server, stop_on_signals
 
 __all__ = ["main"]
@@ -37,7 +38,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write one JSON line there once up, or why not")
     parser.add_argument("--allow-uid", type=int, action="append", default=[], metavar="UID", help="beside our own user")
     parser.add_argument("--host-path", action="append", default=[], metavar="DIR", help="show it in the host image")
-    parser.add_argument("--cells", type=int, default=4, metavar="N", help="sandboxes to keep ready (default: 4)")
+    parser.add_argument(
+        "--cells", type=int, default=4, metavar="N", help="sandboxes of each kind to keep ready (default: 4)"
+    )
     parser.add_argument("--until-idle", action="store_true", help="end with the last client")
     return parser.parse_args(argv)
 
@@ -51,6 +54,7 @@ def main(argv: list[str]) -> int:
         uid = os.getuid()
         _settle()
         listener, unlink = _listen(arguments.listen) if arguments.listen else (None, None)
+        template_files = _pack_template_files()
         cgroups = Cgroups()
         own_uids = os.geteuid() == 0
         if not own_uids:
@@ -60,10 +64,11 @@ def main(argv: list[str]) -> int:
             stage=stage,
             cgroups=cgroups,
             seccomp=seccomp.build(),
-            ids=IdRanges() if own_uids else None,
+            own_ids=own_uids,
             null=os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC),
             title=kernel.find_process_title(),
             processors=os.cpu_count() or 1,
+            template_files=template_files,
         )
         if own_uids:
             # The bounding set first: it takes a capability that then goes.
@@ -73,10 +78,11 @@ def main(argv: list[str]) -> int:
         gc.collect()
         gc.freeze()  # collections in children would copy these pages for nothing
         mason = Mason(host)
-        mason.order("host")
-        trial = next(mason.delivered())
-        if isinstance(trial, Refused):
-            raise trial
+        mason.order(None)
+        select.select([mason.channel], [], [], _TRIAL_S)
+        trial, refusal = next(mason.delivered())
+        if refusal is not None:
+            raise refusal
         trial.until_ready(_TRIAL_S)  # a host on which sandboxes cannot be built is told now, not at the first run
     except (OSError, ImageError, Refused, KeyError, ValueError) as error:
         if cgroups is not None:
@@ -92,8 +98,8 @@ def main(argv: list[str]) -> int:
         allowed_uids=frozenset({0, *arguments.allow_uid, uid} if own_uids else {0}),
         until_idle=arguments.until_idle,
         mason=mason,
-        cells=[trial],
-        most_cells=arguments.cells,
+        first=trial,
+        spares=arguments.cells,
     )
     stop_on_signals(server)
     if own_uids:  # else we could not write our children's id maps: their /proc entries would belong to root
@@ -145,6 +151,20 @@ def _listen(path: str) -> tuple[socket.socket, tuple[int, str]]:
         os.umask(umask)
     listener.listen(128)
     return listener, (directory, os.path.basename(path))
+
+
+def _pack_template_files() -> int:
+    """A bundle of what a template's interpreter imports of us; see `template`."""
+    here = os.path.dirname(__file__)
+    files = {"stockade/__init__.py": b""}
+    for name in os.listdir(here):
+        if name.endswith(".py"):
+            with open(f"{here}/{name}", "rb") as file:
+                files["sitecustomize.py" if name == "boot_python.py" else f"stockade/warden/{name}"] = file.read()
+    fd = protocol.memory_file("template")
+    with open(fd, "wb", closefd=False) as target:
+        target.writelines(bundle.pack(files))
+    return fd
 
 
 def _become_root_of_a_namespace() -> None:

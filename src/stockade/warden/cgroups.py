@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 __all__ = ["Cgroups", "Group", "GroupLimits"]
@@ -19,6 +20,11 @@ _PREFIX = "stockade-"
 _HOST_LEAF = "stockade-host"
 _MOVES = 100
 _PERIOD_US = 100_000  # of the CPU quota: the kernel's default
+_MOST_IDLE = 64
+_MOST_USES = 1000  # then new ones: whatever the kernel may still hold on account of a group goes with it
+_TEMPLATE_MEMORY = 2 << 30
+_TEMPLATE_PROCESSES = 512
+_MOST_LEFT = 1 << 20  # bytes that a group may still be charged for when it is used again: caches of the kernel's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +34,9 @@ class GroupLimits:
     memory_bytes: int
     processes: int
     cpus: float
+
+
+_ROOM = GroupLimits(memory_bytes=128 << 20, processes=48, cpus=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +96,13 @@ def _is_dead(tag: str) -> bool:
         return True
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
-    """The control groups of one sandbox."""
+    """The control groups of one sandbox after another: made once, used again when they have been found empty.
+
+    Making and removing four directories costs the kernel more than a sandbox's own processes do. What is read and
+    written at each use stays open.
+    """
 
     cgroups: "Cgroups"
     name: str
@@ -98,11 +111,28 @@ class Group:
     """Descriptors of `cgroup.procs`: a process that writes `0` there has joined."""
     oom_event: int | None = None
     """v1: eventfd that becomes readable when the group runs out of memory. v2 kills the whole group itself."""
+    uses: int = 0
+    _limits: GroupLimits | None = None
+    """What is in force."""
+    _files: dict[str, int] = field(default_factory=dict)
+    _oom_kills: int = 0
+    """What the counters, which nothing resets, said when this use began."""
+    _forks_refused: int = 0
+    _has_patience: bool = False
 
-    def close_joins(self) -> None:
-        for fd in self.joins:
-            os.close(fd)
-        self.joins.clear()
+    def open(self, tree: _Tree, name: str, flags: int = os.O_RDONLY) -> int:
+        """A descriptor of one of our files; the group's own, to be used by offset."""
+        fd = self._files.get(name)
+        if fd is None:
+            fd = os.open(f"{self.name}/{name}", flags | os.O_CLOEXEC, dir_fd=tree.base)
+            self._files[name] = fd
+        return fd
+
+    def _read(self, tree: _Tree, name: str, flags: int = os.O_RDONLY) -> str:
+        return os.pread(self.open(tree, name, flags), 65536, 0).decode()
+
+    def _write(self, tree: _Tree, name: str, value: str) -> None:
+        os.pwrite(self.open(tree, name, os.O_RDWR), value.encode(), 0)
 
     def cpu_us(self) -> tuple[int, int]:
         """User and system CPU microseconds that the group has used."""
@@ -110,45 +140,143 @@ class Group:
         if tree is None:
             return 0, 0
         if tree.version == 2:
-            stat = _counters(_read(f"{self.name}/cpu.stat", tree.base))
+            stat = _counters(self._read(tree, "cpu.stat"))
             return stat["user_usec"], stat["system_usec"]
-        user, system = (int(_read(f"{self.name}/cpuacct.usage_{kind}", tree.base)) for kind in ("user", "sys"))
+        user, system = (int(self._read(tree, f"cpuacct.usage_{kind}")) for kind in ("user", "sys"))
         return user // 1000, system // 1000
 
-    def open_cpu_stat(self) -> int | None:
-        """A descriptor from which a process inside can read its own group's CPU time, or `None`."""
+    def cpu_stat(self) -> int | None:
+        """A descriptor from which a process inside can read its own group's CPU time, or `None`. Ours to close."""
         tree = self.cgroups.cpu_time_tree
-        if tree is None:
-            return None
-        name = "cpu.stat" if tree.version == 2 else "cpuacct.usage"
-        return os.open(f"{self.name}/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=tree.base)
+        return None if tree is None else self.open(tree, "cpu.stat" if tree.version == 2 else "cpuacct.usage")
 
     def memory_peak(self) -> int | None:
-        """Most bytes that the group ever held, or `None` where the kernel does not say."""
+        """Most bytes that the group held in this use, or `None` where the kernel does not say."""
         tree = self.cgroups.tree("memory")
         if tree is None:
             return None
-        name = "memory.peak" if tree.version == 2 else "memory.max_usage_in_bytes"
         try:
-            return int(_read(f"{self.name}/{name}", tree.base))
+            if tree.version == 2:
+                return int(self._read(tree, "memory.peak", os.O_RDWR))
+            return int(self._read(tree, "memory.max_usage_in_bytes", os.O_RDWR))
         except FileNotFoundError:  # memory.peak came with Linux 5.19
             return None
+        except PermissionError:  # ... and could be written to, which is how it is reset, only since 6.12
+            assert tree.version == 2
+            return int(self._read(tree, "memory.peak"))
 
     def oom_kills(self) -> int:
         """How many processes the group lost for want of memory."""
+        return self._oom_kill_count() - self._oom_kills
+
+    def _oom_kill_count(self) -> int:
         tree = self.cgroups.tree("memory")
         if tree is None:
             return 0
         name = "memory.events" if tree.version == 2 else "memory.oom_control"
-        return _counters(_read(f"{self.name}/{name}", tree.base)).get("oom_kill", 0)
+        return _counters(self._read(tree, name)).get("oom_kill", 0)
 
     def forks_refused(self) -> int:
         """How many processes or threads the process limit refused."""
+        return self._fork_refusal_count() - self._forks_refused
+
+    def _fork_refusal_count(self) -> int:
         tree = self.cgroups.tree("pids")
-        return 0 if tree is None else _counters(_read(f"{self.name}/pids.events", tree.base)).get("max", 0)
+        return 0 if tree is None else _counters(self._read(tree, "pids.events")).get("max", 0)
+
+    def be_patient(self) -> None:
+        """Have its processes run when no other group's wants to (`cpu.idle`, Linux 5.15), until `limit` is called."""
+        if (tree := self.cgroups.cpu) is not None:
+            with contextlib.suppress(OSError):  # an older kernel
+                self._write(tree, "cpu.idle", "1")
+                self._has_patience = True
+
+    def hurry(self) -> None:
+        """Have its processes run like any others again."""
+        if self._has_patience and (tree := self.cgroups.cpu) is not None:
+            self._write(tree, "cpu.idle", "0")
+            self._has_patience = False
+
+    def limit(self, limits: GroupLimits) -> None:
+        """Set the limits; nothing of a tenant's is in the group yet.
+
+        All groups have been joined before: joining one can take 10 ms, for it waits until every fork and exit on the
+        machine has let go of a lock (cgroup_threadgroup_rwsem).
+        """
+        old, host = self._limits, self.cgroups
+        self.hurry()
+        self._limits = None  # should one of the writes fail
+        if (tree := host.memory) is not None and (old is None or old.memory_bytes != limits.memory_bytes):
+            self._limit_memory(tree, limits.memory_bytes, old.memory_bytes if old else None)
+        if (tree := host.pids) is not None and (old is None or old.processes != limits.processes):
+            self._write(tree, "pids.max", str(limits.processes))
+        if (tree := host.cpu) is not None:
+            # Written at each use, for that also ends a throttling under which the last one ended. A group that has
+            # never had a quota needs none that would not bind.
+            binds = limits.cpus < host.cores
+            if tree.version == 2 and (binds or old is not None):
+                quota = str(max(1000, int(limits.cpus * _PERIOD_US))) if binds else "max"
+                self._write(tree, "cpu.max", f"{quota} {_PERIOD_US}")
+            elif binds or old is not None:
+                quota = str(max(1000, int(limits.cpus * _PERIOD_US))) if binds else "-1"
+                self._write(tree, "cpu.cfs_quota_us", quota)
+        self._limits = limits
+
+    def _limit_memory(self, tree: _Tree, limit: int, old: int | None) -> None:
+        if tree.version == 2:
+            self._write(tree, "memory.max", str(limit))
+            if old is None:
+                self._write(tree, "memory.oom.group", "1")
+                with contextlib.suppress(FileNotFoundError):  # a kernel without swap has no such file
+                    self._write(tree, "memory.swap.max", "0")
+            return
+        names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+        if old is not None and limit > old:
+            names.reverse()  # the second must never be below the first
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a kernel without swap has no second one
+                self._write(tree, name, str(limit))
+        if self.oom_event is None:
+            self._watch_oom(tree)
+
+    def _watch_oom(self, tree: _Tree) -> None:
+        """v1 kills one process only; be told, so that the rest can be killed too (memory.txt, section 10)."""
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.oom_event = event
+        control = self.open(tree, "memory.oom_control")
+        _write(f"{self.name}/cgroup.event_control", f"{event} {control}", tree.base)
+
+    def renew(self) -> bool:
+        """Make ready for another use; False when it cannot be: somebody is left in it, or what it counts stays."""
+        self.uses += 1
+        try:
+            for tree in self.trees:
+                if _read(f"{self.name}/cgroup.procs", tree.base):
+                    return False
+            if (memory := self.cgroups.memory) is not None:
+                current = "memory.current" if memory.version == 2 else "memory.usage_in_bytes"
+                if int(self._read(memory, current)) > _MOST_LEFT:
+                    return False  # not yet, or never: the next one's limit would be less than it says
+                self._write(memory, "memory.peak" if memory.version == 2 else "memory.max_usage_in_bytes", "0")
+            self.hurry()
+            old = self._limits
+            if old is None or old.memory_bytes < _ROOM.memory_bytes or old.processes < _ROOM.processes or old.cpus < 1:
+                self.limit(_ROOM)  # the next sandbox is built before its own limits are known
+        except OSError:
+            return False
+        if self.oom_event is not None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self.oom_event, 8)
+        self._oom_kills = self._oom_kill_count()
+        self._forks_refused = self._fork_refusal_count()
+        return True
 
     def close(self) -> bool:
         """Remove the directories; False while the kernel still holds one."""
+        for fd in (*self.joins, *self._files.values()):
+            os.close(fd)
+        self.joins.clear()
+        self._files.clear()
         if self.oom_event is not None:
             os.close(self.oom_event)
             self.oom_event = None
@@ -178,72 +306,56 @@ class Cgroups:
         self._tag = warden_tag()
         for version, controllers, directory in _hierarchies():
             self._adopt(version, controllers, directory)
-        self._memory, self._pids, self._cpu = self.tree("memory"), self.tree("pids"), self.tree("cpu")
+        self.memory, self.pids, self.cpu = self.tree("memory"), self.tree("pids"), self.tree("cpu")
         self.cpu_time_tree = self.tree("cpu.stat") or self.tree("cpuacct")
-        self.swap_closed = self._closes_swap(self._memory)
-        self._cores = os.cpu_count() or 1
+        self.swap_closed = self._closes_swap(self.memory)
+        self.cores = os.cpu_count() or 1
+        self._count = 0
+        self._idle: deque[Group] = deque()
+        self._closed = False
 
     def tree(self, controller: str) -> _Tree | None:
         """The hierarchy in which *controller* can be used (`cpu.stat`: any of v2), or `None`."""
         return next((tree for tree in self.trees if controller in tree.controllers), None)
 
-    def create(self, name: str) -> Group:
-        """Make the groups of a sandbox, without limits yet. Nothing is left when that fails."""
-        group = self.find(name)
+    def take(self) -> Group:
+        """Groups for a sandbox, without limits that anyone could rely on. Nothing is left when that fails."""
+        for _ in range(min(2, len(self._idle))):  # the one that has rested longest first
+            group = self._idle.popleft()
+            if group.renew():
+                return group
+            self._remove(group)
+        return self._create()
+
+    def limit_template(self, group: Group) -> None:
+        """Set the limits of a group for a template: room for what it preloads, and for the forks that leave it."""
+        group.limit(GroupLimits(memory_bytes=_TEMPLATE_MEMORY, processes=_TEMPLATE_PROCESSES, cpus=float(self.cores)))
+
+    def give_back(self, group: Group) -> None:
+        """The sandbox has ended."""
+        if group.uses < _MOST_USES and len(self._idle) < _MOST_IDLE and not self._closed:
+            self._idle.append(group)
+        else:
+            self._remove(group)
+
+    def _remove(self, group: Group) -> None:
+        if not group.close():
+            self.held.append(group)
+
+    def _create(self) -> Group:
+        wanted = (self.memory, self.pids, self.cpu, self.cpu_time_tree)
+        trees = tuple(dict.fromkeys(tree for tree in wanted if tree is not None))
+        self._count += 1
+        group = Group(cgroups=self, name=f"cell-{self._count}", trees=trees)
         try:
             for tree in group.trees:
-                os.mkdir(name, 0o755, dir_fd=tree.base)
-                group.joins.append(os.open(f"{name}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=tree.base))
+                os.mkdir(group.name, 0o755, dir_fd=tree.base)
+                join = os.open(f"{group.name}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=tree.base)
+                group.joins.append(join)
         except BaseException:
-            group.close_joins()
             group.close()
             raise
         return group
-
-    def find(self, name: str) -> Group:
-        """The groups of a sandbox that `create` made, or will make, in this process or another."""
-        wanted = (self._memory, self._pids, self._cpu, self.cpu_time_tree)
-        trees = dict.fromkeys(tree for tree in wanted if tree is not None)
-        return Group(cgroups=self, name=name, trees=tuple(trees))
-
-    def limit(self, group: Group, limits: GroupLimits) -> None:
-        """Set the limits of a group that has nothing of a tenant's in it yet.
-
-        All groups have been joined before: joining one can take 10 ms, for it waits until every fork and exit on the
-        machine has let go of a lock (cgroup_threadgroup_rwsem).
-        """
-        name = group.name
-        if (tree := self._memory) is not None:
-            memory = str(limits.memory_bytes)
-            if tree.version == 2:
-                _write(f"{name}/memory.max", memory, tree.base)
-                _write(f"{name}/memory.oom.group", "1", tree.base)
-                with contextlib.suppress(FileNotFoundError):  # a kernel without swap has no such file
-                    _write(f"{name}/memory.swap.max", "0", tree.base)
-            else:
-                _write(f"{name}/memory.limit_in_bytes", memory, tree.base)
-                with contextlib.suppress(FileNotFoundError):  # likewise
-                    _write(f"{name}/memory.memsw.limit_in_bytes", memory, tree.base)
-                self._watch_oom(group, tree)
-        if (tree := self._pids) is not None:
-            _write(f"{name}/pids.max", str(limits.processes), tree.base)
-        if (tree := self._cpu) is not None and limits.cpus < self._cores:  # else it would not bind
-            quota = max(1000, int(limits.cpus * _PERIOD_US))
-            if tree.version == 2:
-                _write(f"{name}/cpu.max", f"{quota} {_PERIOD_US}", tree.base)
-            else:
-                _write(f"{name}/cpu.cfs_quota_us", str(quota), tree.base)
-
-    @staticmethod
-    def _watch_oom(group: Group, tree: _Tree) -> None:
-        """v1 kills one process only; be told, so that the rest can be killed too (memory.txt, section 10)."""
-        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        group.oom_event = event
-        control = os.open(f"{group.name}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC, dir_fd=tree.base)
-        try:
-            _write(f"{group.name}/cgroup.event_control", f"{event} {control}", tree.base)
-        finally:
-            os.close(control)
 
     def _adopt(self, version: int, controllers: frozenset[str], directory: str) -> None:
         """Use a hierarchy if we may write to it: make our directory there, and clear dead wardens' ones."""
@@ -291,8 +403,15 @@ class Cgroups:
             return os.access("memory.swap.max", os.F_OK, dir_fd=tree.base)  # the root of all groups has none
         return os.access("memory.memsw.limit_in_bytes", os.F_OK, dir_fd=tree.parent)
 
+    def drain(self) -> None:
+        """Remove the groups that nobody uses, and from now on each one at its end."""
+        self._closed = True
+        while self._idle:
+            self._remove(self._idle.popleft())
+
     def close(self) -> None:
         """Remove this warden's own directories."""
+        self.drain()
         for tree in self.trees:
             _remove(_PREFIX + self._tag, tree.parent)
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 from . import kernel
 
-__all__ = ["HOME", "UID", "Image", "ImageError", "make_host_image"]
+__all__ = ["HOME", "IDS", "UID", "Image", "ImageError", "make_host_image"]
 
 UID = 1000
 """User and group id of tenants' processes inside a sandbox."""
+IDS = 65536
+"""User and group ids of a sandbox."""
 HOME = "/home/user"
 
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -68,9 +70,28 @@ class Image:
     binds: tuple[tuple[str, str], ...]
     """(mounted source, path below the sandbox's root) pairs, shown read-only."""
 
+    def below(self, top: str) -> "Image":
+        """The same, where the mount namespace's root is seen at *top*."""
+        binds = tuple((top + source, target) for source, target in self.binds)
+        return Image(name=self.name, lower=top + self.lower, binds=binds)
+
+    def state_of(self, path: str) -> object:
+        """Something that changes when what lies at *path* inside does: of a directory, when a member comes or goes."""
+        clean = os.path.normpath(path)
+        for source, target in self.binds:
+            if clean == f"/{target}" or clean.startswith(f"/{target}/"):
+                try:
+                    info = os.stat(source + clean[len(target) + 1 :])
+                except OSError:
+                    return None
+                return info.st_ino, info.st_mtime_ns
+        return None  # nothing else changes while the warden lives
+
 
 def make_host_image(stage: str, host_root: str, host_paths: Iterable[str]) -> Image:
     """Build the image below the directory *stage*; *host_root* is where the host's `/` can be seen.
+
+    Each of *host_paths* is a directory, shown at the same path, or `SOURCE:/TARGET`, shown at another.
 
     Raises:
         ImageError: one of *host_paths* is no directory, or not an absolute path, or would show what must not be seen.
@@ -105,18 +126,21 @@ def _bind(stage: str, source: str, target: str) -> tuple[str, str]:
 
 
 def _extra(stage: str, lower: str, host_root: str, path: str) -> list[tuple[str, str]]:
+    path, separate, shown = path.partition(":/")
     clean = os.path.normpath(path)
-    if not path.startswith("/") or clean in ("/", "//") or clean.split("/")[1] in ("proc", "sys", "dev", "code", "tmp"):
-        raise ImageError(f"host_paths: {path!r} cannot be shown in a sandbox; name a directory of files")
+    target = os.path.normpath(f"/{shown}") if separate else clean
+    tops = {clean.split("/")[1], target.split("/")[1]} if clean.startswith("/") else {""}
+    if tops & {"", "proc", "sys", "dev", "code", "tmp"}:
+        raise ImageError(f"host_paths: {path!r} cannot be shown in a sandbox at {target!r}; name a directory of files")
     source = host_root + clean
     if os.path.realpath(source) != os.path.realpath(host_root or "/").rstrip("/") + clean:
         raise ImageError(f"host_paths: {path!r} leads through a symbolic link; name the real directory")
     if not os.path.isdir(source):
         raise ImageError(f"host_paths: {path!r} is not a directory on this host")
-    if clean.split("/")[1] == "usr":
+    if target.split("/")[1] == "usr":
         return []  # shown already
-    os.makedirs(lower + clean, exist_ok=True)
-    return [_bind(stage, source, clean.lstrip("/"))]
+    os.makedirs(lower + target, exist_ok=True)
+    return [_bind(stage, source, target.lstrip("/"))]
 
 
 def _make_etc(source: str, target: str) -> None:

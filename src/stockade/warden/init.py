@@ -16,27 +16,42 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import bundle, kernel, protocol
 from .image import UID, Image
 from .mounts import Stage, enter_sandbox_root, fit_sandbox_root
+from .recipe import Recipe
 
 __all__ = [
     "EXITED",
     "FAILED",
     "GO",
+    "HOSTNAME",
     "READY",
     "STARTED",
     "STARTED_HEAD",
     "STATUS",
     "UNCOLLECTED",
-    "Cell",
+    "Birth",
     "Errand",
+    "await_ids",
+    "become_root",
+    "close_all_but",
+    "complain",
+    "die_first",
+    "find_program",
+    "give_up_privileges",
+    "join_groups",
     "live",
+    "lower_limit",
+    "mind",
     "set_fixed_rlimits",
+    "set_rlimits",
+    "settle",
+    "started",
 ]
 
 # Messages to the warden: one letter, then a fixed structure.
@@ -48,6 +63,7 @@ EXITED = b"X"
 STATUS = struct.Struct("<di???")  # monotonic seconds, wait status, disk full, collected, nothing else is left
 UNCOLLECTED = b"C"
 FAILED = b"F"
+HOSTNAME = "sandbox"
 _LONGEST_COMPLAINT = 3800  # bytes
 
 _SIOCSIFFLAGS = 0x8914
@@ -55,23 +71,32 @@ _IFF_UP_RUNNING = 0x41
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Birth:
     """What a PID 1 is born with."""
 
     stage: Stage
     image: Image
     seccomp: bytes
-    own_uids: bool
+    own_ids: bool
     """Whether ids other than the tenant's are mapped; not so when we are an ordinary user."""
     processes_in_group: bool
     """Whether a control group counts processes."""
     title: tuple[int, int, int, int]
     """Of `kernel.find_process_title`."""
     control: int
-    joins: tuple[int, ...]
-    cpu_stat: int | None
     stdout: int
     stderr: int
+    joins: tuple[int, ...]
+    cpu_stat: int | None
+
+    @classmethod
+    def of_kit(cls, joins: int, descriptors: Sequence[int], **rest: Any) -> "Birth":
+        """From the descriptors of an order (`maker.Maker.send_kit`), of which *joins* are for joining groups."""
+        control, stdout, stderr, *others = descriptors
+        cpu_stat = others[joins] if len(others) > joins else None
+        return cls(
+            control=control, stdout=stdout, stderr=stderr, joins=tuple(others[:joins]), cpu_stat=cpu_stat, **rest
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,23 +118,26 @@ class Errand:
     """Memory file for the working directory's bundle, or `None`."""
 
 
-def live(cell: Cell) -> NoReturn:
+def live(birth: Birth) -> NoReturn:
     """Be PID 1 of a new sandbox until its process has ended. Never returns."""
     try:
-        _settle(cell)
-        os.write(cell.control, READY)
-        errand = _await_errand(cell)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)  # the warden's handlers are not ours
+        settle(birth)
+        kernel.seal_process_title("init", birth.title)
+        os.write(birth.control, READY)
+        errand = _await_errand(birth)
         fit_sandbox_root(disk_bytes=errand.disk_bytes, disk_inodes=errand.disk_inodes, cwd=errand.cwd)
-        _give_up_privileges(cell)
-        os.write(cell.control, STARTED + STARTED_HEAD.pack(time.monotonic()) + _cpu_counter(cell))
-        _mind(cell, errand, _start_tenant(cell, errand))
+        give_up_privileges(birth)
+        os.write(birth.control, started(birth))
+        mind(birth, errand, _start_tenant(birth, errand))
     except BaseException as error:  # whatever it is, the warden must hear of it
-        _complain(cell, f"{type(error).__name__}: {error}")
+        complain(birth, f"{type(error).__name__}: {error}")
     os._exit(1)
 
 
-def _await_errand(cell: Cell) -> Errand:
-    with socket.socket(fileno=os.dup(cell.control)) as control:
+def _await_errand(birth: Birth) -> Errand:
+    with socket.socket(fileno=os.dup(birth.control)) as control:
         received = protocol.receive(control)
     if received is None:
         os._exit(0)  # not needed any more
@@ -118,38 +146,59 @@ def _await_errand(cell: Cell) -> Errand:
     return Errand(**message, unpack=descriptors[:-1], stdin=descriptors[-1], collect=collect)
 
 
-def _complain(cell: Cell, text: str) -> None:
+def complain(birth: Birth, text: str) -> None:
     with contextlib.suppress(OSError):
-        os.write(cell.control, FAILED + text.encode(errors="replace")[:_LONGEST_COMPLAINT])
+        os.write(birth.control, FAILED + text.encode(errors="replace")[:_LONGEST_COMPLAINT])
 
 
-def _settle(cell: Cell) -> None:
-    """Build the sandbox around ourselves. The order matters; each step says why it stands where it does."""
-    keep = {cell.control, cell.stdout, cell.stderr, *cell.joins}
-    _close_all_but(keep | ({cell.cpu_stat} if cell.cpu_stat is not None else set()))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)  # the warden's handlers are not ours
-    for fd in cell.joins:  # first, so that everything from here on is charged to the sandbox
+def settle(birth: Birth, *, of_template: bool = False) -> None:
+    """Build the sandbox around ourselves. The order matters; each step says why it stands where it does.
+
+    Args:
+        of_template: a template made us, and has done before what is alike for all that it makes.
+    """
+    keep = {birth.control, birth.stdout, birth.stderr, *birth.joins}
+    close_all_but(keep | ({birth.cpu_stat} if birth.cpu_stat is not None else set()))
+    join_groups(birth)  # first, so that everything from here on is charged to the sandbox
+    await_ids(birth)
+    kernel.unshare(kernel.CLONE_NEWCGROUP)  # after joining: our groups are the roots of what is seen
+    if not of_template:
+        die_first()  # while our /proc entries are still ours to write
+    become_root(birth)
+    kernel.drop_bounding_set()
+    if not of_template:
+        socket.sethostname(HOSTNAME)
+    _raise_loopback()
+    os.setsid()
+    enter_sandbox_root(birth.stage, birth.image)
+
+
+def join_groups(birth: Birth) -> None:
+    for fd in birth.joins:
         os.write(fd, b"0")
         os.close(fd)
-    if os.read(cell.control, 1) != GO:  # the warden has written our id maps
+
+
+def await_ids(birth: Birth) -> None:
+    """Wait until the maker has written our id maps.
+
+    Raises:
+        OSError: the warden went away.
+    """
+    if os.read(birth.control, 1) != GO:
         raise OSError("the warden went away")
-    kernel.unshare(kernel.CLONE_NEWCGROUP)  # after joining: our groups are the roots of what is seen
-    _die_first()  # while our /proc entries are still ours to write
-    if cell.own_uids:
+
+
+def become_root(birth: Birth) -> None:
+    """Be root of our own user namespace, and end with the warden."""
+    if birth.own_ids:
         os.setgroups([])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
     kernel.set_parent_death_signal(signal.SIGKILL)  # after the ids: changing them clears it
-    kernel.seal_process_title("init", cell.title)
-    kernel.drop_bounding_set()
-    socket.sethostname("sandbox")
-    _raise_loopback()
-    os.setsid()
-    enter_sandbox_root(cell.stage, cell.image)
 
 
-def _die_first() -> None:
+def die_first() -> None:
     """When the *host* runs out of memory, a sandbox goes before the server, whatever our starter's setting is."""
     fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -158,7 +207,7 @@ def _die_first() -> None:
         os.close(fd)
 
 
-def _close_all_but(keep: set[int]) -> None:
+def close_all_but(keep: set[int]) -> None:
     last = -1
     for fd in sorted(keep):
         kernel.close_range(last + 1, fd - 1)
@@ -172,13 +221,13 @@ def _raise_loopback() -> None:
         fcntl.ioctl(probe, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP_RUNNING))
 
 
-def _give_up_privileges(cell: Cell) -> None:
+def give_up_privileges(birth: Birth) -> None:
     """From here on PID 1 can do no more than the tenant.
 
     It has the tenant's user id and yet is out of its reach: signals from inside do not touch a PID 1 that has no
     handlers (pid_namespaces(7)), and nobody may look into a process that is not dumpable.
     """
-    if cell.own_uids:
+    if birth.own_ids:
         os.setgroups([])
         os.setresgid(UID, UID, UID)
         os.setresuid(UID, UID, UID)
@@ -188,29 +237,30 @@ def _give_up_privileges(cell: Cell) -> None:
     kernel.set_parent_death_signal(signal.SIGKILL)  # after the ids: changing them clears it
 
 
-def _cpu_counter(cell: Cell) -> bytes:
-    """What CPU time our own work has cost so far, for the warden to subtract."""
-    return b"" if cell.cpu_stat is None else os.pread(cell.cpu_stat, 2048, 0)
+def started(birth: Birth) -> bytes:
+    """The message that the program begins now, with the CPU time that our own work has cost so far."""
+    counter = b"" if birth.cpu_stat is None else os.pread(birth.cpu_stat, 2048, 0)
+    return STARTED + STARTED_HEAD.pack(time.monotonic()) + counter
 
 
-def _start_tenant(cell: Cell, errand: Errand) -> int:
+def _start_tenant(birth: Birth, errand: Errand) -> int:
     """Put the program's files in place and start it; returns its pid.
 
     The tenant's process is spawned, not forked: a fork would copy our memory only for execve to throw it away.
     What it inherits beside the three descriptors (limits, filter, ids, working directory) is what we have by now.
     """
     os.chdir(errand.cwd)
-    streams: tuple[int, ...] = (errand.stdin, cell.stdout, cell.stderr)
+    streams: tuple[int, ...] = (errand.stdin, birth.stdout, birth.stderr)
     try:
         for source in errand.unpack:
             bundle.unpack(source, ".")
-        _close_all_but({*streams, cell.control} | ({errand.collect} if errand.collect is not None else set()))
+        close_all_but({*streams, birth.control} | ({errand.collect} if errand.collect is not None else set()))
         # The lowest numbers that are free: posix_spawn refuses those at or above the new RLIMIT_NOFILE.
         streams = tuple(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in streams)
-        _set_rlimits(cell, errand)
-        kernel.set_seccomp(cell.seccomp)
+        set_rlimits(birth, errand)
+        kernel.set_seccomp(birth.seccomp)
         return os.posix_spawn(
-            _program(errand),
+            find_program(errand.argv[0], errand.env),
             errand.argv,
             errand.env,
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)],
@@ -221,16 +271,15 @@ def _start_tenant(cell: Cell, errand: Errand) -> int:
     except (OSError, bundle.BundleError) as error:
         # Most likely the tenant's own doing (no such program, disk full): told and counted as a shell does.
         with contextlib.suppress(OSError):
-            os.write(cell.stderr, f"cannot start {errand.argv[0]}: {error}\n".encode(errors="replace"))
-        _end(cell, errand, (127 if isinstance(error, FileNotFoundError) else 126) << 8)
+            os.write(birth.stderr, f"cannot start {errand.argv[0]}: {error}\n".encode(errors="replace"))
+        _end(birth, errand, (127 if isinstance(error, FileNotFoundError) else 126) << 8)
 
 
-def _program(errand: Errand) -> str:
+def find_program(name: str, env: Mapping[str, str]) -> str:
     """The program's path, looked for in the tenant's own PATH."""
-    name = errand.argv[0]
     if "/" in name:
         return name
-    for directory in errand.env.get("PATH", "/usr/bin:/bin").split(":"):
+    for directory in env.get("PATH", "/usr/bin:/bin").split(":"):
         if os.access(f"{directory}/{name}", os.X_OK):
             return f"{directory}/{name}"
     raise FileNotFoundError("no such program in the sandbox")
@@ -239,59 +288,62 @@ def _program(errand: Errand) -> str:
 def set_fixed_rlimits() -> None:
     """What is alike for all sandboxes; set once, in the process whose children they are."""
     # Not 0: where the host pipes core dumps to a program, only 1 keeps the kernel from starting it. See core(5).
-    _lower_limit(resource.RLIMIT_CORE, 1)
-    _lower_limit(resource.RLIMIT_MEMLOCK, 64 * 1024)
-    _lower_limit(resource.RLIMIT_MSGQUEUE, 800 * 1024)
+    lower_limit(resource.RLIMIT_CORE, 1)
+    lower_limit(resource.RLIMIT_MEMLOCK, 64 * 1024)
+    lower_limit(resource.RLIMIT_MSGQUEUE, 800 * 1024)
     # Not what our starter may have: a real-time process would keep the host from its processors.
-    _lower_limit(resource.RLIMIT_RTPRIO, 0)
-    _lower_limit(resource.RLIMIT_NICE, 0)
+    lower_limit(resource.RLIMIT_RTPRIO, 0)
+    lower_limit(resource.RLIMIT_NICE, 0)
 
 
-def _lower_limit(kind: int, value: int) -> None:
+def lower_limit(kind: int, value: int) -> None:
     """Set a resource limit to *value*, or to what it is where that is less: raising it takes a privilege."""
     hard = resource.getrlimit(kind)[1]
     most = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (most, most))
 
 
-def _set_rlimits(cell: Cell, errand: Errand) -> None:
+def set_rlimits(birth: Birth, demand: "Errand | Recipe") -> None:
     """Second walls beside the control groups, and what those do not cover. See getrlimit(2)."""
     for kind, value in (
-        (resource.RLIMIT_FSIZE, errand.disk_bytes),
-        (resource.RLIMIT_NOFILE, errand.open_files),
-        (resource.RLIMIT_STACK, errand.stack_bytes),
+        (resource.RLIMIT_FSIZE, demand.disk_bytes),
+        (resource.RLIMIT_NOFILE, demand.open_files),
+        (resource.RLIMIT_STACK, demand.stack_bytes),
         # Counted in our user namespace alone since Linux 5.14. Where there is a control group it shall refuse first,
         # for it keeps count of that: hence the room, which forks under way at the same moment use up.
-        (resource.RLIMIT_NPROC, errand.processes * 2 + 16 if cell.processes_in_group else errand.processes + 1),
+        (resource.RLIMIT_NPROC, demand.processes * 2 + 16 if birth.processes_in_group else demand.processes + 1),
     ):
-        _lower_limit(kind, value)
+        lower_limit(kind, value)
 
 
-def _mind(cell: Cell, errand: Errand, tenant: int) -> NoReturn:
+def mind(birth: Birth, errand: Errand | None, tenant: int) -> NoReturn:
     """Reap until the tenant's process has ended, then report it and take the rest of the sandbox with us."""
-    _close_all_but({cell.control} | ({errand.collect} if errand.collect is not None else set()))
+    keep = {birth.control}
+    if errand is not None and errand.collect is not None:
+        keep.add(errand.collect)
+    close_all_but(keep)
     while True:
         pid, status = os.wait()
         if pid == tenant:
             break
-    _end(cell, errand, status)
+    _end(birth, errand, status)
 
 
-def _end(cell: Cell, errand: Errand, status: int) -> NoReturn:
+def _end(birth: Birth, errand: Errand | None, status: int) -> NoReturn:
     """Report the wait status of the tenant's process and end, with everything that is left in the sandbox."""
     ended = time.monotonic()
     alone = _is_alone()
     disk = os.statvfs("/dev/shm")  # the same file system as everything that can be written
     collected = False
-    if errand.collect is not None and status == 0:
+    if errand is not None and errand.collect is not None and status == 0:
         _end_all_others()
         try:
             bundle.collect(errand.cwd, errand.collect, errand.disk_bytes)
             collected = True
         except (bundle.BundleError, OSError) as error:
-            os.write(cell.control, UNCOLLECTED + str(error).encode(errors="replace")[:_LONGEST_COMPLAINT])
+            os.write(birth.control, UNCOLLECTED + str(error).encode(errors="replace")[:_LONGEST_COMPLAINT])
     os.write(
-        cell.control, EXITED + STATUS.pack(ended, status, disk.f_bfree == 0 or disk.f_ffree == 0, collected, alone)
+        birth.control, EXITED + STATUS.pack(ended, status, disk.f_bfree == 0 or disk.f_ffree == 0, collected, alone)
     )
     os._exit(0)
 

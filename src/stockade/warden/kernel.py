@@ -4,6 +4,7 @@
 find the lock as it was.
 """
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -49,6 +50,7 @@ __all__ = [
     "set_no_new_privileges",
     "set_parent_death_signal",
     "set_seccomp",
+    "trim_memory",
     "umount",
     "unshare",
 ]
@@ -234,6 +236,12 @@ def drop_capabilities(keep: frozenset[int] = frozenset()) -> None:
     low = sum(1 << capability for capability in keep)
     data = (ctypes.c_uint32 * 6)(low, low)
     _check(_capset(ctypes.byref(header), ctypes.byref(data)), "capset")
+
+
+def trim_memory() -> None:
+    """Give back to the kernel what malloc holds and does not use. See malloc_trim(3); nothing where libc has no such."""
+    with contextlib.suppress(AttributeError):
+        _function("malloc_trim", ctypes.c_size_t)(0)
 
 
 def find_process_title() -> tuple[int, int, int, int]:

@@ -1,32 +1,29 @@
-"""The process that makes cells, so that the warden's loop never waits for one to be made.
+"""The mason: the process that makes empty cells, so that the warden's loop never waits for one to be made.
 
 A child of the warden's, forked before the first client comes: its memory, and with it that of every PID 1, never
-held a tenant's data. The processes it makes are the warden's children (CLONE_PARENT), which reaps them and with which
-they die.
+held a tenant's data. It also begins templates, which then make cells by themselves.
 """
 
-import contextlib
 import gc
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from functools import partial
 from typing import NoReturn
 
-from . import init, kernel, protocol
-from .cell import Cell, Host, build
-from .request import Refused
+from . import init, kernel, pool, protocol, template
+from .cell import Cell, Host, IdRanges
+from .maker import Maker, end
+from .making import CELL, TEMPLATE, make
+from .recipe import Recipe
 
 __all__ = ["Mason"]
 
 
-class Mason:
-    """The warden's side: orders go out, cells come back in the same order."""
+class Mason(Maker):
+    """The warden's side."""
 
     def __init__(self, host: Host) -> None:
-        self._host = host
-        self._count = 0
-        self.under_way = 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
@@ -36,74 +33,24 @@ class Mason:
             finally:
                 os._exit(1)
         theirs.close()
-        self.channel = ours
+        host.children.add(self.pid)  # no template may say that this is a cell of its
+        # Half of the host's high ids are for sandboxes by themselves, half for templates to give to theirs.
+        super().__init__(host, ours, IdRanges.of_host(share=0, of=2) if host.own_ids else None)
+        self._template_ids = IdRanges.of_host(share=1, of=2, size=template.IDS) if host.own_ids else None
 
-    def order(self, image: str) -> None:
-        """Have a cell made.
-
-        Raises:
-            Refused: there is no such image, or no user ids are left.
-            BlockingIOError: so many are on order that no more fit into the socket.
-        """
-        if image not in self._host.stage.images:
-            raise Refused("invalid", f"unknown image {image!r}; known: {', '.join(self._host.stage.images)}")
-        ids = self._host.ids.take() if self._host.ids is not None else None
-        self._count += 1
-        try:
-            protocol.send(self.channel, {"image": image, "name": f"cell-{self._count}", "ids": ids})
-        except OSError:
-            if ids is not None and self._host.ids is not None:
-                self._host.ids.give_back(ids)
-            raise
-        self.under_way += 1
-
-    def delivered(self) -> Iterator[Cell | Refused]:
-        """What has been made by now, or why it could not be.
+    def order_template(self, purpose: object, recipe: Recipe) -> Cell:
+        """Have a template begun; it is delivered like a cell, and heard over its control socket.
 
         Raises:
-            EOFError: the mason is dead.
+            Refused, OSError: as `order`.
         """
-        while True:
-            try:
-                received = protocol.receive(self.channel)
-            except BlockingIOError:
-                return
-            if received is None:
-                raise EOFError("the mason is dead")
-            self.under_way -= 1
-            yield self._unpack(*received)
-
-    def _unpack(self, message: dict[str, object], fds: list[int]) -> Cell | Refused:
-        name, ids, pid = str(message["name"]), message["ids"], message["pid"]
-        assert ids is None or isinstance(ids, int)
-        assert isinstance(pid, int)
-        group = self._host.cgroups.find(name)
-        if fds:
-            control, out, err, pidfd = fds
-            return Cell(
-                host=self._host,
-                image=str(message["image"]),
-                group=group,
-                ids=ids,
-                pid=pid,
-                pidfd=pidfd,
-                control=socket.socket(fileno=control),
-                outputs=(out, err),
-            )
-        if pid:
-            os.waitpid(pid, 0)  # killed already
-        if ids is not None and self._host.ids is not None:
-            self._host.ids.give_back(ids)
-        if not group.close():
-            self._host.cgroups.held.append(group)
-        return Refused(str(message["kind"]), str(message["error"]))
+        return self.place(purpose, self._template_ids, {"template": recipe.to_message()})
 
     def close(self) -> None:
         """End the mason."""
         self.channel.close()
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        self.abandon()
+        end(self.pid)
 
 
 def _work(host: Host, channel: socket.socket) -> NoReturn:
@@ -117,13 +64,26 @@ def _work(host: Host, channel: socket.socket) -> NoReturn:
         received = protocol.receive(channel)
         if received is None:
             os._exit(0)
-        order, _ = received
-        try:
-            pid, fds = build(host, order["image"], order["name"], order["ids"])
-        except Refused as refusal:
-            failed = {"pid": refusal.pid, "kind": refusal.kind, "error": str(refusal)}
-            protocol.send(channel, {**order, **failed})
-            continue
-        protocol.send(channel, {**order, "pid": pid}, fds)
-        for fd in fds:
+        order, descriptors = received
+        birth = init.Birth.of_kit(
+            order["joins"],
+            descriptors,
+            stage=host.stage,
+            image=host.stage.images["host"],
+            seccomp=host.seccomp,
+            own_ids=host.own_ids,
+            processes_in_group=host.cgroups.pids is not None,
+            title=host.title,
+        )
+        if (recipe := order.get("template")) is not None:
+            live = partial(template.become, birth, Recipe.of_message(recipe), host.template_files)
+            answer = make(TEMPLATE, live, order["ids"], ids=template.IDS)
+        else:
+            recipe = order.get("pool")
+            live = partial(init.live, birth) if recipe is None else partial(pool.live, birth, Recipe.of_message(recipe))
+            answer = make(CELL, live, order["ids"])
+        if answer is None:
+            os._exit(1)  # whatever happens, this process never comes back out
+        protocol.send(channel, answer)
+        for fd in descriptors:
             os.close(fd)

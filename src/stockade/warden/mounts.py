@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from . import kernel
 from .image import HOME, UID, Image, make_host_image
 
-__all__ = ["Stage", "enter_sandbox_root", "fit_sandbox_root", "make_stage"]
+__all__ = ["Stage", "enter_sandbox_root", "enter_template_root", "fit_sandbox_root", "make_stage"]
 
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 _DEVICE_LINKS = {
@@ -30,9 +30,10 @@ _MASKED = (
     "pressure", "sched_debug", "schedstat", "scsi", "softirqs", "swaps", "sysrq-trigger", "timer_list", "timer_stats",
 )  # fmt: skip
 _STAGE = "/tmp"  # any directory that exists: our tmpfs covers it in our namespace only
+_STAGE_IN_TEMPLATE = "/.stage"
 _SPARE_INODES = 32  # beyond the limit: for the directories that we make ourselves
-# What a tenant may write to, made before there is anything of the image's: (path, mode, owner).
-_OWN_DIRECTORIES = ((HOME, 0o700, UID), ("/code", 0o755, UID), ("/tmp", 0o1777, 0), ("/var/tmp", 0o1777, 0))
+# What a tenant may write to, made before there is anything of the image's: (path, mode, is the tenant's).
+_OWN_DIRECTORIES = ((HOME, 0o700, True), ("/code", 0o755, True), ("/tmp", 0o1777, False), ("/var/tmp", 0o1777, False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,18 @@ class Stage:
     images: dict[str, Image]
     masked: tuple[tuple[str, str], ...]
     """(empty source, path) pairs for `/proc`."""
+    dev: str = "/dev"
+    disk: str = "/sandbox"
+    """Where a sandbox's disk is mounted while its root is built."""
+
+    def below(self, top: str) -> "Stage":
+        """The same, where that bare root is seen at *top*."""
+        return Stage(
+            images={name: image.below(top) for name, image in self.images.items()},
+            masked=tuple((top + source, path) for source, path in self.masked),
+            dev=top + self.dev,
+            disk=top + self.disk,
+        )
 
 
 def make_stage(host_paths: tuple[str, ...]) -> Stage:
@@ -107,35 +120,7 @@ def enter_sandbox_root(stage: Stage, image: Image) -> None:
     One tmpfs holds everything that can be written: its size and inode limits are the disk's, and its pages are
     charged to the sandbox's memory.
     """
-    disk = "/sandbox"
-    kernel.mount(
-        "disk",
-        disk,
-        "tmpfs",
-        kernel.MS_NOSUID | kernel.MS_NODEV,
-        "mode=755,size=1m,nr_inodes=64",  # just for what we make ourselves; `fit_sandbox_root` sets the real size
-    )
-    os.umask(0)
-    for name, mode in (("upper", 0o755), ("work", 0o755), ("root", 0o755), ("shm", 0o1777)):
-        os.mkdir(f"{disk}/{name}", mode)
-    for path, mode, owner in _OWN_DIRECTORIES:
-        os.makedirs(f"{disk}/upper{os.path.dirname(path)}", 0o755, exist_ok=True)
-        _make_directory(f"{disk}/upper{path}", mode, owner)
-    root = f"{disk}/root"
-    # userxattr: in a user namespace overlayfs cannot keep its marks in trusted attributes. See overlayfs.rst.
-    kernel.mount(
-        "root",
-        root,
-        "overlay",
-        kernel.MS_NOSUID | kernel.MS_NODEV,
-        f"lowerdir={image.lower},upperdir={disk}/upper,workdir={disk}/work,userxattr,xino=off",
-    )
-    for source, target in image.binds:
-        kernel.mount(source, f"{root}/{target}", None, kernel.MS_BIND | kernel.MS_REC)
-    kernel.mount("/dev", f"{root}/dev", None, kernel.MS_BIND | kernel.MS_REC)
-    pts_options = "newinstance,ptmxmode=0666,mode=620"
-    kernel.mount("devpts", f"{root}/dev/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, pts_options)
-    kernel.mount(f"{disk}/shm", f"{root}/dev/shm", None, kernel.MS_BIND)
+    root = _build_root(stage, image, UID)
     proc_flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     # hidepid: other users' processes (ours, PID 1) are not listed and cannot be looked into.
     kernel.mount("proc", f"{root}/proc", "proc", proc_flags, "hidepid=invisible")
@@ -153,7 +138,55 @@ def enter_sandbox_root(stage: Stage, image: Image) -> None:
     os.umask(0o022)
 
 
-def fit_sandbox_root(*, disk_bytes: int, disk_inodes: int, cwd: str) -> None:
+def enter_template_root(stage: Stage, image: Image) -> Stage:
+    """Build the root of a template and move this process into it; the stage stays in reach, for cells to be made from.
+
+    Returns the stage as it is seen from there. `/proc` is the stage's: a template has no pid namespace of its own.
+    """
+    root = _build_root(stage, image, 0)
+    os.mkdir(f"{root}{_STAGE_IN_TEMPLATE}", 0o700)
+    kernel.mount("/proc", f"{root}/proc", None, kernel.MS_BIND | kernel.MS_REC)
+    kernel.pivot_root(root, f"{root}{_STAGE_IN_TEMPLATE}")
+    os.chdir("/")
+    os.umask(0o022)
+    return stage.below(_STAGE_IN_TEMPLATE)
+
+
+def _build_root(stage: Stage, image: Image, user: int) -> str:
+    """Everything but `/proc`; returns where it is. *user* has what is a tenant's: in a template that is its own."""
+    disk = stage.disk
+    kernel.mount(
+        "disk",
+        disk,
+        "tmpfs",
+        kernel.MS_NOSUID | kernel.MS_NODEV,
+        "mode=755,size=1m,nr_inodes=64",  # just for what we make ourselves; `fit_sandbox_root` sets the real size
+    )
+    os.umask(0)
+    for name, mode in (("upper", 0o755), ("work", 0o755), ("root", 0o755), ("shm", 0o1777)):
+        os.mkdir(f"{disk}/{name}", mode)
+    for path, mode, is_tenants in _OWN_DIRECTORIES:
+        os.makedirs(f"{disk}/upper{os.path.dirname(path)}", 0o755, exist_ok=True)
+        _make_directory(f"{disk}/upper{path}", mode, user if is_tenants else 0)
+    root = f"{disk}/root"
+    # userxattr: in a user namespace overlayfs cannot keep its marks in trusted attributes. See overlayfs.rst.
+    kernel.mount(
+        "root",
+        root,
+        "overlay",
+        kernel.MS_NOSUID | kernel.MS_NODEV,
+        f"lowerdir={image.lower},upperdir={disk}/upper,workdir={disk}/work,userxattr,xino=off",
+    )
+    for source, target in image.binds:
+        kernel.mount(source, f"{root}/{target}", None, kernel.MS_BIND | kernel.MS_REC)
+    kernel.mount(stage.dev, f"{root}/dev", None, kernel.MS_BIND | kernel.MS_REC)
+    pts_options = "newinstance,ptmxmode=0666,mode=620"
+    kernel.mount("devpts", f"{root}/dev/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, pts_options)
+    kernel.mount(f"{disk}/shm", f"{root}/dev/shm", None, kernel.MS_BIND)
+    return root
+
+
+def fit_sandbox_root(*, disk_bytes: int, disk_inodes: int, cwd: str, user: int = UID) -> None:
     """Give the disk its real size and make the working directory: what differs from one sandbox to the next.
 
     Runs inside, before anything of the tenant's is there, while this process still has its privileges.
@@ -164,7 +197,7 @@ def fit_sandbox_root(*, disk_bytes: int, disk_inodes: int, cwd: str) -> None:
     )  # fmt: skip
     if not os.path.isdir(cwd):
         os.makedirs(os.path.dirname(cwd), 0o755, exist_ok=True)
-        _make_directory(cwd, 0o755, UID)
+        _make_directory(cwd, 0o755, user)
 
 
 def _make_directory(path: str, mode: int, owner: int) -> None:

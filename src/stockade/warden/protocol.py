@@ -3,8 +3,10 @@
 SOCK_SEQPACKET: one message a packet, JSON in UTF-8, descriptors beside it (SCM_RIGHTS). A client numbers its
 requests; answers bear the number and may come in any order.
 
-    → {"op": "hello", "version": 1}                       ← {"re": 0, "ok": {…report…}}
+    → {"op": "hello", "version": 2}                       ← {"re": 0, "ok": {…report…}}
     → {"op": "run", "id": 7, "image": "host", …}          ← {"re": 7, "ok": {…}} with output descriptors
+    → {"op": "template", "id": 8, "kind": "fork", …}      ← {"re": 8, "ok": {"template": 0}}
+    → {"op": "run", "id": 9, "template": 0, …}            ← {"re": 9, "ok": {…}}
     → {"op": "cancel", "id": 7}                           (its answer is that of the run)
                                                           ← {"re": 7, "error": {"kind": …, "message": …}}
 
@@ -20,10 +22,20 @@ from typing import Any
 
 __all__ = ["MOST_BYTES", "MOST_DESCRIPTORS", "VERSION", "ProtocolError", "memory_file", "receive", "send"]
 
-VERSION = 1
+VERSION = 2
 MOST_BYTES = 160 * 1024
 """Longest message: what a packet socket takes with the kernel's default buffer sizes (net.core.wmem_default)."""
-MOST_DESCRIPTORS = 8
+MOST_DESCRIPTORS = 12
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+_SPACE = socket.CMSG_SPACE(MOST_DESCRIPTORS * 4)
+# Plain numbers: the enumerations' operators take longer than the system call.
+_NO_SIGNAL = int(socket.MSG_NOSIGNAL)
+_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
+_CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_buffer = bytearray(MOST_BYTES)
+"""Where messages arrive, one at a time: to make so large a one for each costs more than all the rest of `receive`."""
 
 
 class ProtocolError(Exception):
@@ -32,11 +44,11 @@ class ProtocolError(Exception):
 
 def send(connection: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
     """Send one message. Raises BlockingIOError when the socket's buffer is full, OSError when the peer is gone."""
-    data = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
+    data = _ENCODER.encode(message).encode("utf-8", "surrogateescape")
     if len(data) > MOST_BYTES:
         raise ProtocolError(f"message of {len(data)} bytes; at most {MOST_BYTES} fit")
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    connection.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+    connection.sendmsg([data], ancillary, _NO_SIGNAL)
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
@@ -45,8 +57,8 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | Non
     Raises:
         ProtocolError: not a JSON object, or cut off; its descriptors have been closed.
     """
-    space = socket.CMSG_SPACE(MOST_DESCRIPTORS * 4)
-    data, ancillary, flags, _ = connection.recvmsg(MOST_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    length, ancillary, flags, _ = connection.recvmsg_into([_buffer], _SPACE, _CLOSE_ON_EXEC)
+    data = bytes(memoryview(_buffer)[:length])
     descriptors: list[int] = []
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -54,7 +66,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | Non
             numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
             descriptors.extend(numbers)
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & _CUT_OFF:
             raise ProtocolError("message or descriptors cut off")
         if not data:
             if descriptors:

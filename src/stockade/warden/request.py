@@ -4,19 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .fields import Refused, command, directory, number, texts, variables, whole
 from .protocol import MOST_DESCRIPTORS
+from .recipe import Recipe
 
-__all__ = ["Refused", "RunRequest"]
-
-
-class Refused(Exception):
-    """The request cannot be carried out; `kind` is one of the error kinds of `stockade.errors`, in small letters."""
-
-    def __init__(self, kind: str, message: str, *, pid: int = 0) -> None:
-        self.kind = kind
-        self.pid = pid
-        """Of a process that was made before it went wrong; 0 for none."""
-        super().__init__(message)
+__all__ = ["RunRequest"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,53 +34,80 @@ class RunRequest:
     collect: bool
     bundles: int
     """How many of the descriptors are bundles; one more, the last, is standard input."""
+    recipe: Recipe | None = None
+    """Of the warm process that may run it: its command, environment and directory are this request's own."""
+    args: tuple[str, ...] = ()
+    """With a recipe: what follows its command. Part of `argv` already."""
 
     @classmethod
-    def parse(cls, message: Mapping[str, Any], descriptors: int) -> "RunRequest":
-        """Raises Refused (`invalid`) naming the member that is wrong."""
+    def parse(cls, message: Mapping[str, Any], descriptors: int, recipe: Recipe | None = None) -> "RunRequest":
+        """Take a message apart.
+
+        Args:
+            recipe: what its member `template` stands for: it then needs neither command nor environment.
+
+        Raises:
+            Refused: (`invalid`) naming the member that is wrong.
+        """
         limits = message.get("limits")
         if not isinstance(limits, dict):
             raise Refused("invalid", "limits: must be an object")
-        argv = message.get("argv")
-        env = message.get("env")
-        if not isinstance(argv, list) or not argv or not all(_is_text(a) for a in argv) or not argv[0]:
-            raise Refused("invalid", "argv: must be a list of strings without NUL, the first not empty")
-        if not isinstance(env, dict) or not all(_is_variable(k, v) for k, v in env.items()):
-            raise Refused("invalid", "env: must map names to strings without NUL")
-        cwd = message.get("cwd")
-        if not isinstance(cwd, str) or not _is_text(cwd) or not cwd.startswith("/") or ".." in cwd.split("/"):
-            raise Refused("invalid", "cwd: must be an absolute path")
         network = message.get("network", "none")
         if network != "none":
             raise Refused("unsupported", f"network {network!r} is not available; known: none")
         bundles = descriptors - 1
         if bundles < 0:
             raise Refused("invalid", "the descriptor of standard input is missing")
-        if descriptors + (message.get("collect") is True) > MOST_DESCRIPTORS:
+        collect = message.get("collect") is True
+        if descriptors + collect > MOST_DESCRIPTORS:
             raise Refused("invalid", f"{bundles} bundles are too many")
+        args: tuple[str, ...] = ()
+        if recipe is not None:
+            args = texts(message, "args")
+            image, argv, env, cwd = recipe.image, recipe.argv + args, dict(recipe.env), recipe.cwd
+        else:
+            image, argv = str(message.get("image")), command(message, "argv")
+            env, cwd = variables(message, "env"), directory(message, "cwd")
         return cls(
-            id=_whole(message, "id", 1 << 53, least=0),
-            image=str(message.get("image")),
-            argv=tuple(argv),
+            id=whole(message, "id", 1 << 53, least=0),
+            image=image,
+            argv=argv,
             env=env,
             cwd=cwd,
-            wall_s=_number(limits, "wall_s", 366 * 86400.0),
-            cpu_s=_number(limits, "cpu_s", 366 * 86400.0 * 1024),
-            cpus=_number(limits, "cpus", 65536.0),
-            memory_bytes=_whole(limits, "memory_bytes", 1 << 50),
-            processes=_whole(limits, "processes", 1 << 22),
-            disk_bytes=_whole(limits, "disk_bytes", 1 << 50),
-            disk_inodes=_whole(limits, "disk_inodes", 1 << 31),
-            open_files=_whole(limits, "open_files", 1 << 20),
-            stack_bytes=_whole(limits, "stack_bytes", 1 << 40),
-            output_bytes=_whole(limits, "output_bytes", 1 << 40),
+            wall_s=number(limits, "wall_s", 366 * 86400.0),
+            cpu_s=number(limits, "cpu_s", 366 * 86400.0 * 1024),
+            cpus=number(limits, "cpus", 65536.0),
+            memory_bytes=whole(limits, "memory_bytes", 1 << 50),
+            processes=whole(limits, "processes", 1 << 22),
+            disk_bytes=whole(limits, "disk_bytes", 1 << 50),
+            disk_inodes=whole(limits, "disk_inodes", 1 << 31),
+            open_files=whole(limits, "open_files", 1 << 20),
+            stack_bytes=whole(limits, "stack_bytes", 1 << 40),
+            output_bytes=whole(limits, "output_bytes", 1 << 40),
             drop_output=message.get("drop_output") is True,
-            collect=message.get("collect") is True,
+            collect=collect,
             bundles=bundles,
+            recipe=recipe,
+            args=args,
+        )
+
+    @property
+    def fits_recipe(self) -> bool:
+        """Whether a warm process can do: what was settled when it began is what this request asks for."""
+        recipe = self.recipe
+        return (
+            recipe is not None
+            and not self.collect
+            and self.disk_bytes == recipe.disk_bytes
+            and self.disk_inodes == recipe.disk_inodes
+            and self.stack_bytes == recipe.stack_bytes
+            and self.memory_bytes >= recipe.memory_bytes
+            and self.processes == recipe.processes
+            and self.open_files == recipe.open_files
         )
 
     def errand(self) -> dict[str, Any]:
-        """What PID 1 is told: the members of `init.Errand` that are not descriptors."""
+        """What the PID 1 of an empty cell is told: the members of `init.Errand` that are not descriptors."""
         return {
             "argv": self.argv,
             "env": self.env,
@@ -101,30 +120,6 @@ class RunRequest:
             "collect": self.collect,
         }
 
-
-def _is_text(value: object) -> bool:
-    """Whether the kernel can be given it."""
-    if not isinstance(value, str) or "\0" in value:
-        return False
-    try:
-        return value.isascii() or bool(value.encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can write
-        return False
-
-
-def _is_variable(name: object, value: object) -> bool:
-    return _is_text(name) and name != "" and "=" not in str(name) and _is_text(value)
-
-
-def _number(source: Mapping[str, Any], name: str, most: float) -> float:
-    value = source.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:  # NaN fails too
-        raise Refused("invalid", f"{name}: must be a number above 0 and at most {most:g}, not {value!r}")
-    return float(value)
-
-
-def _whole(source: Mapping[str, Any], name: str, most: int, *, least: int = 1) -> int:
-    value = source.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise Refused("invalid", f"{name}: must be a whole number from {least} to {most}, not {value!r}")
-    return value
+    def warm_errand(self) -> dict[str, Any]:
+        """What a warm process is told."""
+        return {"args": self.args}

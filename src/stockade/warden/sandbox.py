@@ -9,7 +9,9 @@ from typing import Any
 from . import init, protocol
 from .cell import Cell
 from .cgroups import GroupLimits
-from .request import Refused, RunRequest
+from .fields import Refused
+from .pools import Pool
+from .request import RunRequest
 
 __all__ = ["Output", "Sandbox"]
 
@@ -109,16 +111,16 @@ class Sandbox:
             OSError: the cell is dead, or its limits cannot be set; end it.
         """
         request, cell = self.request, self.cell
-        cell.host.cgroups.limit(
-            cell.group,
-            # One more process than asked for: PID 1 is ours.
-            GroupLimits(memory_bytes=request.memory_bytes, processes=request.processes + 1, cpus=request.cpus),
+        # One more process than asked for: PID 1 is ours.
+        cell.group.limit(
+            GroupLimits(memory_bytes=request.memory_bytes, processes=request.processes + 1, cpus=request.cpus)
         )
         passed = list(descriptors)
         if request.collect:
             self.bundle = protocol.memory_file("bundle")
             passed.append(self.bundle)
-        protocol.send(cell.control, request.errand(), tuple(passed))
+        is_warm = isinstance(cell.purpose, Pool) and cell.purpose.recipe is not None
+        protocol.send(cell.control, request.warm_errand() if is_warm else request.errand(), tuple(passed))
 
     @property
     def oom_event(self) -> int | None:
@@ -183,6 +185,8 @@ class Sandbox:
         return min(wall_end, now + max(_LEAST_CPU_CHECK_S, left_s / rate))
 
     def _cpu_us(self) -> tuple[int, int]:
+        if self.started is None:  # what is counted by then is ours, and that of the group's uses before
+            return 0, 0
         user, system = self.cell.group.cpu_us()
         return max(0, user - self._cpu_base[0]), max(0, system - self._cpu_base[1])
 

@@ -6,6 +6,7 @@ pipes, end and deadlines are watched here. What a client asked for ends with the
 
 import contextlib
 import heapq
+import math
 import os
 import select
 import signal
@@ -21,8 +22,11 @@ from typing import Any
 
 from . import protocol
 from .cell import Cell, Host
+from .fields import Refused
 from .mason import Mason
-from .request import Refused, RunRequest
+from .pools import Pool, Pools
+from .recipe import Recipe
+from .request import RunRequest
 from .sandbox import Output, Sandbox
 
 __all__ = ["Server"]
@@ -30,7 +34,7 @@ __all__ = ["Server"]
 _UCRED = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
 _MOST_RUNS = 4096  # a client's at once
 _RETRY_S = 0.05  # for groups that the kernel still held
-_NO_SPARES_S = 1.0  # after one could not be made
+_MOST_RECIPES = 1024  # a client's
 _LONGEST_REASON = 4000  # characters
 _MOST_WAITING = 64  # answers that a client has not taken: what it asks for meanwhile stays in its socket
 
@@ -41,6 +45,8 @@ class _Client:
     runs: dict[int, Sandbox] = field(default_factory=dict)
     waiting: dict[int, "_Waiting"] = field(default_factory=dict)
     """Runs for which a cell is being made."""
+    recipes: list[Recipe] = field(default_factory=list)
+    """What it calls by their numbers."""
     outbox: deque[tuple[dict[str, Any], tuple[int, ...]]] = field(default_factory=deque)
     """Answers that the client was too slow to take; bounded, for nothing is read from it once there are many."""
 
@@ -54,6 +60,7 @@ class _Waiting:
     client: _Client
     request: RunRequest
     descriptors: list[int]
+    pool: Pool
 
     def close(self) -> None:
         while self.descriptors:
@@ -73,18 +80,14 @@ class Server:
         allowed_uids: frozenset[int],
         until_idle: bool,
         mason: Mason,
-        cells: list[Cell],
-        most_cells: int,
+        first: Cell,
+        spares: int,
     ) -> None:
         self._host = host
         self._report = report
         self._listener = listener
         self._allowed_uids = allowed_uids
         self._until_idle = until_idle
-        self._mason = mason
-        self._cells = cells
-        self._waiting: deque[_Waiting] = deque()
-        self._most_cells = most_cells
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._clients: set[_Client] = set()
@@ -92,16 +95,23 @@ class Server:
         self._timers: list[tuple[float, int, Sandbox]] = []
         self._count = 0
         self._unburied = 0
-        self._no_spares_until = 0.0
         self._deaf_until: float | None = None
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._watch(self._wake_read, lambda _: self._woken())
-        mason.channel.setblocking(False)
-        self._watch(mason.channel.fileno(), lambda _: self._receive_cells())
+        self.watch(self._wake_read, lambda _: self._woken())
+        self._pools = Pools(
+            host,
+            mason,
+            self,
+            first=first,
+            spares=spares,
+            supply=self._supply,
+            refuse=self._refuse,
+            give_up=self.stop,  # whoever started us will start us again
+        )
         if listener is not None:
             listener.setblocking(False)
-            self._watch(listener.fileno(), lambda _: self._accept())
+            self.watch(listener.fileno(), lambda _: self._accept())
         for connection in clients:
             self._welcome(connection)
 
@@ -126,10 +136,8 @@ class Server:
             self._turn()
         for client in list(self._clients):
             self._dismiss(client)
-        self._forget(self._mason.channel.fileno())
-        self._mason.close()
-        for cell in self._cells:
-            cell.discard()
+        self._pools.close()
+        self._host.cgroups.drain()
         deadline = time.monotonic() + 5.0
         while (self._unburied or self._host.cgroups.held) and time.monotonic() < deadline:
             self._turn()
@@ -153,7 +161,10 @@ class Server:
             heapq.heapify(self._timers)
         if self._deaf_until is not None and self._deaf_until <= now and self._listener is not None:
             self._deaf_until = None
-            self._watch(self._listener.fileno(), lambda _: self._accept())
+            self.watch(self._listener.fileno(), lambda _: self._accept())
+        if self._pools.tidy_at <= now:
+            self._pools.tidy(now)
+            self._host.reap_strangers()
         held = self._host.cgroups.held
         if held:
             held[:] = [group for group in held if not group.close()]
@@ -162,13 +173,18 @@ class Server:
         waits = [_RETRY_S] if self._host.cgroups.held or self._deaf_until is not None else []
         if self._timers:
             waits.append(max(0.0, self._timers[0][0] - time.monotonic()))
+        if self._pools.tidy_at < math.inf:
+            waits.append(max(0.0, self._pools.tidy_at - time.monotonic()))
         return min(waits, default=-1)
 
-    def _watch(self, fd: int, handler: Callable[[int], None], events: int = select.EPOLLIN) -> None:
-        self._epoll.register(fd, events)
+    def watch(self, fd: int, handler: Callable[[int], None]) -> None:
+        """Have *handler* called when *fd* is readable or closed at its other end. A later one replaces it."""
+        if fd not in self._handlers:
+            self._epoll.register(fd, select.EPOLLIN)
         self._handlers[fd] = handler
 
-    def _forget(self, fd: int) -> None:
+    def forget(self, fd: int) -> None:
+        """Watch *fd* no more; it need not have been watched."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -183,7 +199,7 @@ class Server:
         try:
             connection, _ = self._listener.accept()
         except OSError:  # gone again, or we are out of descriptors: look again when some may have come free
-            self._forget(self._listener.fileno())
+            self.forget(self._listener.fileno())
             self._deaf_until = time.monotonic() + _RETRY_S
             return
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
@@ -197,7 +213,7 @@ class Server:
         connection.setblocking(False)
         client = _Client(connection)
         self._clients.add(client)
-        self._watch(connection.fileno(), lambda events: self._attend(client, events))
+        self.watch(connection.fileno(), lambda events: self._attend(client, events))
 
     def _attend(self, client: _Client, events: int) -> None:
         if events & select.EPOLLOUT:
@@ -230,7 +246,13 @@ class Server:
         number = message.get("id", 0)
         if operation == "run":
             try:
-                self._run(client, RunRequest.parse(message, len(descriptors)), descriptors)
+                recipe = self._recipe(client, message.get("template"))
+                self._run(client, RunRequest.parse(message, len(descriptors), recipe), descriptors)
+            except Refused as refusal:
+                self._answer(client, _refusal(number, refusal))
+        elif operation == "template":
+            try:
+                self._answer(client, {"re": number, "ok": {"template": self._learn(client, message)}})
             except Refused as refusal:
                 self._answer(client, _refusal(number, refusal))
         elif operation == "cancel":
@@ -241,7 +263,7 @@ class Server:
                 other = Refused("unsupported", f"this warden speaks version {protocol.VERSION}")
                 self._answer(client, _refusal(number, other))
             else:
-                self._answer(client, {"re": number, "ok": self._report})
+                self._answer(client, {"re": number, "ok": {**self._report, "warm": self._pools.report()}})
         else:
             self._answer(client, _refusal(number, Refused("invalid", f"unknown operation {operation!r}")))
 
@@ -292,7 +314,7 @@ class Server:
         if client not in self._clients:
             return
         self._clients.discard(client)
-        self._forget(client.connection.fileno())
+        self.forget(client.connection.fileno())
         client.connection.close()
         for _, descriptors in client.outbox:
             for fd in descriptors:
@@ -303,6 +325,26 @@ class Server:
 
     # ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _learn(self, client: _Client, message: dict[str, Any]) -> int:
+        """Give a recipe a number for this client."""
+        recipe = Recipe.parse(message)
+        if message.get("announce") is True:
+            self._pools.announce(recipe)
+        if recipe in client.recipes:
+            return client.recipes.index(recipe)
+        if len(client.recipes) >= _MOST_RECIPES:
+            raise Refused("unavailable", f"{_MOST_RECIPES} templates are too many")
+        client.recipes.append(recipe)
+        return len(client.recipes) - 1
+
+    @staticmethod
+    def _recipe(client: _Client, number: object) -> Recipe | None:
+        if number is None:
+            return None
+        if type(number) is not int or not 0 <= number < len(client.recipes):
+            raise Refused("invalid", f"template: there is none with the number {number!r}")
+        return client.recipes[number]
+
     def _run(self, client: _Client, request: RunRequest, descriptors: list[int]) -> None:
         if request.id in client.runs or request.id in client.waiting:
             raise Refused("invalid", f"id {request.id} is in use")
@@ -312,14 +354,12 @@ class Server:
             # A directory would be a way out of the sandbox, a socket or a device one into something else.
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise Refused("invalid", "input and bundles must be regular files")
-        while (spare := next((cell for cell in self._cells if cell.image == request.image), None)) is not None:
-            self._cells.remove(spare)
-            self._refill()
+        pool = self._pools.choose(request.image, request.recipe if request.fits_recipe else None)
+        while (spare := self._pools.take(pool)) is not None:
             if self._begin(client, request, spare, descriptors):
+                self._pools.refill(pool)
                 return
-        with contextlib.suppress(BlockingIOError):  # many are on order: `_refill` goes on as they come in
-            self._mason.order(request.image)
-        waiting = _Waiting(client, request, [])
+        waiting = _Waiting(client, request, [], pool)
         try:
             for fd in descriptors:
                 waiting.descriptors.append(os.dup(fd))
@@ -327,42 +367,14 @@ class Server:
             waiting.close()
             raise Refused("unavailable", f"cannot keep the input: {error}") from error
         client.waiting[request.id] = waiting
-        self._waiting.append(waiting)
+        pool.waiting.append(waiting)
+        self._pools.refill(pool)
 
-    def _receive_cells(self) -> None:
-        """Give new cells to the runs that wait for one, or keep them ready."""
-        try:
-            for made in self._mason.delivered():
-                if isinstance(made, Cell) and not self._serve_waiting(made):
-                    if len(self._cells) < self._most_cells:
-                        self._cells.append(made)
-                    else:  # ordered for a run that was cancelled meanwhile
-                        self._throw_away(made)
-                elif isinstance(made, Refused) and self._waiting:
-                    waiting = self._next_waiting(self._waiting[0].request.image)
-                    if waiting is not None:
-                        self._answer(waiting.client, _refusal(waiting.request.id, made))
-                        waiting.close()
-                elif isinstance(made, Refused):
-                    self._no_spares_until = time.monotonic() + _NO_SPARES_S
-        except EOFError:
-            self.stop()  # whoever started us will start us again
-        self._refill()
-
-    def _throw_away(self, cell: Cell) -> None:
-        cell.kill()
-        self._unburied += 1
-        self._watch(cell.pidfd, lambda _: self._clear_away(cell))
-
-    def _clear_away(self, cell: Cell) -> None:
-        self._forget(cell.pidfd)
-        cell.discard()  # it has ended: there is nothing to wait for
-        self._unburied -= 1
-
-    def _serve_waiting(self, cell: Cell) -> bool:
-        waiting = self._next_waiting(cell.image)
-        if waiting is None:
+    def _supply(self, pool: Pool, cell: Cell) -> bool:
+        """Give a new cell to a run that waits for it."""
+        if not pool.waiting:
             return False
+        waiting = self._next_waiting(pool)
         try:
             if not self._begin(waiting.client, waiting.request, cell, waiting.descriptors):
                 text = "a sandbox died before it was used"
@@ -373,20 +385,29 @@ class Server:
             waiting.close()
         return True
 
-    def _next_waiting(self, image: str) -> _Waiting | None:
-        waiting = next((one for one in self._waiting if one.request.image == image), None)
-        if waiting is not None:
-            self._waiting.remove(waiting)
-            del waiting.client.waiting[waiting.request.id]
+    def _refuse(self, pool: Pool, refusal: Refused) -> None:
+        """One cell of that pool could not be made: so a run that waits for one gets none."""
+        if pool.waiting:
+            waiting = self._next_waiting(pool)
+            self._answer(waiting.client, _refusal(waiting.request.id, refusal))
+            waiting.close()
+
+    @staticmethod
+    def _next_waiting(pool: Pool) -> _Waiting:
+        waiting: _Waiting = pool.waiting.popleft()
+        del waiting.client.waiting[waiting.request.id]
         return waiting
 
-    def _refill(self) -> None:
-        """Have cells made, for those who wait and ahead of demand; the latter not where one has just failed."""
-        spares = self._most_cells if time.monotonic() >= self._no_spares_until else 0
-        missing = spares + len(self._waiting) - len(self._cells) - self._mason.under_way
-        with contextlib.suppress(Refused, BlockingIOError):
-            for _ in range(missing if not self._stopping else 0):
-                self._mason.order("host")
+    def bury(self, cell: Cell) -> None:
+        """End a cell that runs nothing, and free it once it is dead."""
+        cell.kill()
+        self._unburied += 1
+        self.watch(cell.pidfd, lambda _: self._clear_away(cell))
+
+    def _clear_away(self, cell: Cell) -> None:
+        self.forget(cell.pidfd)
+        cell.discard()  # it has ended: there is nothing to wait for
+        self._unburied -= 1
 
     def _begin(self, client: _Client, request: RunRequest, cell: Cell, descriptors: list[int]) -> bool:
         """Send a cell on its errand; False when the cell turns out to be dead."""
@@ -394,8 +415,9 @@ class Server:
         try:
             sandbox.begin(descriptors)
         except (OSError, protocol.ProtocolError) as error:
+            self.forget(cell.control.fileno())
             sandbox.kill("setup")
-            os.waitpid(cell.pid, 0)
+            cell.reap()
             sandbox.close()
             if isinstance(error, protocol.ProtocolError):  # longer by a few words than what came in
                 raise Refused("invalid", str(error)) from error
@@ -403,20 +425,20 @@ class Server:
         client.runs[request.id] = sandbox
         self._sandboxes[sandbox] = client
         self._unburied += 1
-        self._watch(cell.control.fileno(), lambda _: self._hear(sandbox))
-        self._watch(cell.pidfd, lambda _: self._bury(sandbox))
+        self.watch(cell.control.fileno(), lambda _: self._hear(sandbox))
+        self.watch(cell.pidfd, lambda _: self._bury(sandbox))
         for output in (sandbox.stdout, sandbox.stderr):
             assert output.pipe is not None
-            self._watch(output.pipe, lambda events, output=output: self._pump(sandbox, output, events))  # type: ignore[misc]
+            self.watch(output.pipe, lambda events, output=output: self._pump(sandbox, output, events))  # type: ignore[misc]
         if sandbox.oom_event is not None:
-            self._watch(sandbox.oom_event, lambda _: self._out_of_memory(sandbox))
+            self.watch(sandbox.oom_event, lambda _: self._out_of_memory(sandbox))
         self._schedule(sandbox)
         return True
 
     def _cancel(self, client: _Client, number: int) -> None:
         waiting = client.waiting.pop(number, None)
         if waiting is not None:
-            self._waiting.remove(waiting)  # the cell that was ordered for it will be kept ready
+            waiting.pool.waiting.remove(waiting)  # the cell that was ordered for it will be kept ready
             waiting.close()
             self._answer(client, _refusal(number, Refused("conflict", "cancelled before it began")))
         sandbox = client.runs.get(number)
@@ -430,7 +452,7 @@ class Server:
     def _hear(self, sandbox: Sandbox) -> None:
         was_started = sandbox.started is not None
         if not sandbox.read_control():
-            self._forget(sandbox.cell.control.fileno())  # the other end is closed: its end comes by the pidfd
+            self.forget(sandbox.cell.control.fileno())  # the other end is closed: its end comes by the pidfd
         if sandbox.alone:
             self._finish(sandbox)  # no need to wait until the kernel has taken PID 1's namespaces apart
         elif sandbox.started is not None and not was_started:
@@ -441,7 +463,7 @@ class Server:
         pipe = output.pipe
         more = bool(events & select.EPOLLIN) and output.pump(self._host.null)
         if not more and pipe is not None:
-            self._forget(pipe)
+            self.forget(pipe)
             output.close_pipe()
         if output.error is not None:
             sandbox.kill("setup")
@@ -455,7 +477,7 @@ class Server:
                 os.read(sandbox.oom_event, 8)
             except BlockingIOError:  # news of a descriptor that had its number before
                 return
-            self._forget(sandbox.oom_event)
+            self.forget(sandbox.oom_event)
         sandbox.kill("memory")
 
     def _finish(self, sandbox: Sandbox) -> None:
@@ -465,7 +487,7 @@ class Server:
             return
         for fd in (sandbox.oom_event, sandbox.stdout.pipe, sandbox.stderr.pipe):
             if fd is not None:
-                self._forget(fd)
+                self.forget(fd)
         answer, descriptors = sandbox.finish()
         number = sandbox.request.id
         client.runs.pop(number, None)
@@ -478,12 +500,12 @@ class Server:
 
     def _bury(self, sandbox: Sandbox) -> None:
         """PID 1 has ended, and the kernel has ended all others in its namespace: answer if we have not, and free."""
-        if os.waitpid(sandbox.cell.pid, os.WNOHANG)[0] == 0:  # news of a descriptor that had its number before
+        if not sandbox.cell.reap(wait=False):  # news of a descriptor that had its number before
             return
         sandbox.read_control()
         self._finish(sandbox)
-        self._forget(sandbox.cell.control.fileno())
-        self._forget(sandbox.cell.pidfd)
+        self.forget(sandbox.cell.control.fileno())
+        self.forget(sandbox.cell.pidfd)
         sandbox.close()
         self._unburied -= 1
 

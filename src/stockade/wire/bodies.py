@@ -126,7 +126,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         text = raw.decode()
         # RecursionError: nested deeper than the interpreter's stack. ValueError also covers integers with more
         # digits than the interpreter agrees to convert.
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError):
         raise NotJson from None
     if not isinstance(value, dict):
@@ -165,3 +165,6 @@ def _refuse_lone_surrogates(value: object) -> None:
             stack.extend(item.values())
         elif isinstance(item, list):
             stack.extend(item)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)

@@ -1,18 +1,22 @@
 """The client at the other end: its address, its request's id, and whether it is still there."""
 
 import asyncio
+import functools
 import ipaddress
+import os
 import re
-import uuid
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.types import Receive
 
-__all__ = ["ClientGone", "address", "normal_address", "request_id", "while_connected"]
+__all__ = ["HANG_UP", "ClientGone", "address", "normal_address", "request_id", "while_connected"]
 
 T = TypeVar("T")
+HANG_UP = "stockade.hang_up"
+"""ASGI extension of our server's connections: `left()` gives a future that is done once the client has hung up. To
+learn that by `receive` takes a task for each request."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -25,6 +29,7 @@ def address(request: Request) -> str:
     return normal_address(request.client.host if request.client is not None else "")
 
 
+@functools.lru_cache(maxsize=1024)
 def normal_address(host: str) -> str:
     """*host* as one client counts: an IPv6 client by its /64, for a subscriber is usually given a whole one.
 
@@ -44,32 +49,41 @@ def normal_address(host: str) -> str:
 def request_id(request: Request) -> str:
     """The `X-Request-ID` that the client sent where it is fit to be logged and echoed, else a new one."""
     sent = request.headers.get("x-request-id", "")
-    return sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    return sent if _REQUEST_ID.fullmatch(sent) else os.urandom(16).hex()
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """The result of *work*; when the client disconnects first, *work* is cancelled at once and has ended on return.
 
-    The request's body must have been read already.
+    *work* goes on in the caller's own task. The request's body must have been read already.
 
     Raises:
         ClientGone: the client disconnected.
     """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_disconnected(receive))
+    task = asyncio.current_task()
+    assert task is not None
+    gone = over = False
+
+    def leave(_left: object) -> None:
+        nonlocal gone
+        if not over:  # a callback that is on its way cannot be taken back
+            gone = True
+            task.cancel()
+
+    connection = request.scope.get("extensions", {}).get(HANG_UP)
+    left: asyncio.Future[None]
+    left = connection["left"]() if connection else asyncio.ensure_future(_disconnected(request.receive))
+    left.add_done_callback(leave)
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGone
+        return await work
     finally:
-        watching.cancel()
-        if not working.done():
-            working.cancel()
-            # Its clean-up kills a sandbox, which has a deadline of its own below.
-            await asyncio.wait({working})
-            if not working.cancelled():
-                working.exception()  # looked at, so that asyncio does not report it as forgotten
+        over = True
+        left.remove_done_callback(leave)
+        if not connection:
+            left.cancel()
+        # Somebody else's cancellation counts beside ours, and then goes on.
+        if gone and task.uncancel() == 0:
+            raise ClientGone
 
 
 async def _disconnected(receive: Receive) -> None:

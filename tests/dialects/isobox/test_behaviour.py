@@ -301,21 +301,47 @@ async def test_equal_requests_of_one_key_are_answered_once(serve: Any) -> None:
             await stdout("a", stdin="x"),
             await stdout("a", args=["x"]),
             await stdout("a", timeout_seconds=5),
+            await stdout("a", template="none"),
             await stdout("a", code=PRINT_TIME + " "),
         ]
         stats = await isobox.client.get("/admin/dedup/stats", headers={"X-API-Key": "a"})
         denied = await isobox.client.get("/admin/dedup/stats")
-    assert len({first, *others}) == 6
+    assert len({first, *others}) == 7
     assert stats.json() == {
         "dedup_enabled": True,
         "message": "Deduplication is on",
         "cache_type": "memory",
         "ttl_seconds": 3600.0,
-        "entries": 6,
+        "entries": 7,
         "hits": 2,
-        "misses": 6,
+        "misses": 7,
     }
     assert denied.status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "members"),
+    [
+        ("/execute", {}),
+        ("/execute", {"test_cases": [{"name": "n", "input": ""}]}),
+        ("/api/v1/execute/test-cases", {"test_cases": [{"name": "n", "input": ""}]}),
+        ("/api/v1/execute/test-files", {"test_files": [{"name": "n", "content": ""}]}),
+        ("/api/v1/execute/test-urls", {"test_urls": [{"name": "n", "url": "https://example.org"}]}),
+    ],
+)
+async def test_every_body_may_name_a_template_and_an_unknown_one_is_refused(
+    isobox: Any, path: str, members: dict[str, Any]
+) -> None:
+    body = {"language": "python", "code": "print(1)", **members}
+    refused = await isobox.execute(path, **body, template="sience")
+    assert (refused.status_code, refused.json()) == (
+        400,
+        {"error": "Unknown template: sience", "message": "known templates: none, python"},
+    )
+    if "test_urls" not in members:  # nothing may be fetched
+        for template in (None, "", "none", "python"):
+            assert (await isobox.execute(path, **body, template=template)).status_code == 200
+    assert (await isobox.execute(path, **body, template=1)).status_code == 400
 
 
 async def test_without_deduplication_each_request_runs(isobox: Any) -> None:

@@ -42,6 +42,7 @@ async def test_every_route_is_described(isobox: Any) -> None:
         assert operation["tags"] == ["isobox"]
         body = operation["requestBody"]["content"]["application/json"]["schema"]
         assert {"language", "code"} <= set(body["required"])
+        assert body["properties"]["template"]["description"]
         assert {"200", "400", "401", "408", "413", "429", "500", "503"} <= set(operation["responses"])
 
 

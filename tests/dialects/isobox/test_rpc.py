@@ -83,6 +83,15 @@ async def test_what_became_of_a_program_is_its_status(
     assert bool(answer.error_message) == (exit_code == -1)
 
 
+async def test_a_template_is_named_as_in_http(serve: Any) -> None:
+    async with Calling(serve) as client:
+        answer = await client.call("ExecuteCode", language="python", code="print(1)", template="none")
+        assert answer.stdout == "1\n"
+        answer = await client.call("ExecuteCode", language="python", code="print(1)", template="sience")
+        assert (answer.exit_code, answer.stdout) == (-1, "")
+        assert "Unknown template: sience" in answer.error_message
+
+
 async def test_the_key_travels_bare_in_the_metadata(serve: Any) -> None:
     async with Calling(serve, api_keys=("k",)) as client:
         for key in (None, "wrong"):

@@ -97,6 +97,12 @@ def test_limits_are_understood(members: dict[str, Any], expected: LimitOverrides
     assert translate.to_limits(body, LIMITS) == expected
 
 
+@pytest.mark.parametrize(("given", "asked"), [(None, None), ("", None), ("none", "none"), ("science", "science")])
+def test_a_template_is_passed_on_and_an_empty_name_is_none(given: str | None, asked: str | None) -> None:
+    body = checked(ExecuteBody, {"language": "python", "code": "", "template": given})
+    assert translate.to_run(body, LIMITS).template == asked
+
+
 def test_a_resource_limit_above_the_maximum_is_refused_by_its_wire_name() -> None:
     members = {"language": "c", "code": "", "resource_limits": {"memory_limit_bytes": 128 * MIB + 1}}
     with pytest.raises(LimitTooHigh, match="maximum is 134217728") as refused:

@@ -6,16 +6,28 @@ import fcntl
 import os
 from typing import Any, TypeAlias
 
-from stockade.backends.base import BackendOptions, Feature, Report, SandboxSpec
+from stockade.backends.base import BackendOptions, Feature, Report, SandboxSpec, Warm
 from stockade.backends.native.launch import Warden, connect_or_launch
 from stockade.backends.native.outcomes import decide
 from stockade.errors import BackendLost, CannotEnforce, Fault, Invalid, StockadeError, Unavailable, Unsupported
-from stockade.model import Bundle, OnOutputLimit, ProcessResult, ProcessSpec, Usage
+from stockade.model import (
+    Bundle,
+    Limits,
+    OnOutputLimit,
+    ProcessResult,
+    ProcessSpec,
+    Template,
+    TemplateKind,
+    Usage,
+)
 from stockade.warden import bundle, protocol
 
 __all__ = ["NativeBackend"]
 
 _ANSWER_WITHIN_S = 30.0  # beyond the wall limit: time to build, kill and answer
+_MOST_TEMPLATES = 1024
+_LEAST_MEMORY = 16 << 20  # bytes: what a fork and its PID 1 take before the program does
+_Key: TypeAlias = tuple[Template, str, tuple[str, ...], tuple[tuple[str, str], ...], str, Limits]
 _Answer: TypeAlias = tuple[dict[str, Any], list[int]]
 """A message and its descriptors."""
 
@@ -52,6 +64,7 @@ class _Connection:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, asyncio.Future[_Answer]] = {}
         self._number = 0
+        self._templates: dict[_Key, int] = {}
         self._writable: asyncio.Event = asyncio.Event()
         self._writable.set()
         self._loop.add_reader(self._socket, self._read)
@@ -78,6 +91,28 @@ class _Connection:
                 raise
         finally:
             self._waiting.pop(number, None)
+
+    async def template(self, sandbox: SandboxSpec, process: ProcessSpec, *, announce: bool = False) -> int | None:
+        """The number by which the warden knows what *process* may be begun from; `None` for nothing."""
+        template = process.template
+        if template is None:
+            return None
+        limits = sandbox.limits
+        env = tuple(process.env.items())
+        key = (template, sandbox.image, process.argv, env, process.cwd, limits)
+        number = self._templates.get(key)
+        if number is None or announce:
+            recipe = _recipe(template, sandbox, process)
+            answer, _ = await self.ask({"op": "template", "announce": announce, **recipe}, (), _ANSWER_WITHIN_S)
+            if "error" in answer:
+                error = _error(answer["error"])
+                if isinstance(error, Unavailable):
+                    return None  # it knows too many already: the run starts from nothing
+                raise error
+            number = int(answer["ok"]["template"])
+            if len(self._templates) < _MOST_TEMPLATES:
+                self._templates[key] = number
+        return number
 
     async def _cancel(self, number: int, future: "asyncio.Future[_Answer]") -> None:
         with contextlib.suppress(BaseException):
@@ -156,6 +191,7 @@ class NativeBackend:
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
+        self._announced: dict[tuple[SandboxSpec, str], ProcessSpec] = {}
 
     async def start(self) -> None:
         """See `Backend.start`."""
@@ -176,6 +212,8 @@ class NativeBackend:
             fresh = _Connection(await connect_or_launch(self._options))
             try:
                 self._demand(_report(await self._hello(fresh)))
+                for (sandbox, _), process in self._announced.items():
+                    await fresh.template(sandbox, process, announce=True)
             except BaseException:
                 await fresh.close()
                 raise
@@ -210,11 +248,7 @@ class NativeBackend:
         limits = sandbox.limits
         message = {
             "op": "run",
-            "image": sandbox.image,
             "network": sandbox.network,
-            "argv": process.argv,
-            "env": dict(process.env),
-            "cwd": process.cwd,
             "collect": process.collect,
             "drop_output": process.on_output_limit is OnOutputLimit.DROP,
             "limits": {
@@ -230,6 +264,15 @@ class NativeBackend:
                 "output_bytes": limits.output_bytes,
             },
         }
+        template = await connection.template(sandbox, process)
+        if template is not None:
+            message["template"] = template
+            message["args"] = process.args
+        else:
+            message["image"] = sandbox.image
+            message["argv"] = (*process.argv, *process.args)
+            message["env"] = dict(process.env)
+            message["cwd"] = process.cwd
         own: list[int] = []
         try:
             passed: list[int] = []
@@ -256,6 +299,12 @@ class NativeBackend:
         finally:
             _close_all(fds)
 
+    async def warm(self, sandbox: SandboxSpec, process: ProcessSpec) -> None:
+        """See `Backend.warm`."""
+        connection = await self._connected()
+        self._announced[sandbox, repr(process)] = process
+        await connection.template(sandbox, process, announce=True)
+
     async def report(self) -> Report:
         """See `Backend.report`."""
         connection = self._connection
@@ -280,6 +329,28 @@ class NativeBackend:
             if self._connection is not None:
                 await self._connection.close()
                 self._connection = None
+
+
+def _recipe(template: Template, sandbox: SandboxSpec, process: ProcessSpec) -> dict[str, Any]:
+    """What the warden is told of a template."""
+    limits = sandbox.limits
+    is_fork = template.kind is TemplateKind.FORK
+    return {
+        "kind": template.kind,
+        "image": sandbox.image,
+        "argv": process.argv,
+        "env": dict(process.env),
+        "cwd": process.cwd,
+        "preload": template.preload,
+        "boot": template.boot,
+        "files": dict(template.files),
+        "memory_bytes": min(_LEAST_MEMORY, limits.memory_bytes) if is_fork else limits.memory_bytes,
+        "processes": limits.processes,
+        "disk_bytes": limits.disk_bytes,
+        "disk_inodes": limits.disk_inodes,
+        "open_files": limits.open_files,
+        "stack_bytes": limits.stack_bytes,
+    }
 
 
 def _filled(name: str, pieces: list[bytes]) -> int:
@@ -340,4 +411,8 @@ def _report(answer: dict[str, Any]) -> Report:
         backend="native",
         features=tuple(Feature(**feature) for feature in answer["features"]),
         details={str(k): str(v) for k, v in answer["details"].items()},
+        warm=tuple(
+            Warm(**{**one, "command": tuple(one["command"]), "preload": tuple(one["preload"])})
+            for one in answer["warm"]
+        ),
     )

@@ -41,6 +41,7 @@ def edge_of(services: Services, isobox: Isobox, access: Access) -> Edge:
         server=services.server,
         metrics=isobox.metrics,
         rates=isobox.rates,
+        queue=services.engine.queue if isobox.cache is None else None,
     )
 
 

@@ -16,7 +16,8 @@ from stockade.dialects.isobox.failures import from_error, retry_after
 from stockade.dialects.isobox.metrics import Metrics
 from stockade.dialects.isobox.settings import IsoboxSettings
 from stockade.dialects.isobox.wire import Wire, checked
-from stockade.errors import LimitExceeded, StockadeError
+from stockade.engine import Queue
+from stockade.errors import LimitExceeded, QueueFull, StockadeError
 from stockade.model import Actor
 from stockade.wire.auth import Credentials
 from stockade.wire.bodies import NotJson, has_json_type, parse_object, read_body
@@ -42,6 +43,9 @@ class Edge:
     server: ServerConfig
     metrics: Metrics
     rates: RateLimiter | None
+    queue: Queue | None
+    """Where it has no room, requests are refused before their bodies are read. `None`: a request may be answered
+    without a place, too."""
 
     def credentials(self, request: Request) -> Credentials:
         """What the caller presents."""
@@ -60,15 +64,17 @@ class Edge:
     ) -> Response:
         """Answer a route that runs programs.
 
-        In this order: the key, the rate, the body. Callers without a key learn nothing about the rest. When the client
-        hangs up, *work* is cancelled, which kills its sandbox.
+        In this order: the key, the rate, room in the queue, the body. Callers without a key learn nothing about the
+        rest. When the client hangs up, *work* is cancelled, which kills its sandbox.
         """
 
         async def answer(headers: Headers) -> bytes:
             actor = await self.access.authenticator.actor(self.credentials(request))
             self._take_token(actor, headers)
+            if self.queue is not None:
+                self.queue.check(actor)
             body = checked(model, await self._read(request))
-            return await while_connected(request.receive, work(actor, body))
+            return await while_connected(request, work(actor, body))
 
         return await self._respond(request, answer)
 
@@ -108,7 +114,7 @@ class Edge:
                 f"internal error; the server's log has details under {name}",
             )
             status = 500
-        self.metrics.requests.labels(_route(request), status).inc()
+        self.metrics.requests(_route(request), status).inc()
         return Response(content, status_code=status, headers=headers, media_type="application/json")
 
     def _failed(self, error: StockadeError, name: str, headers: Headers) -> tuple[bytes, int]:
@@ -120,7 +126,8 @@ class Edge:
             headers["Connection"] = "close"  # the rest of the body will not be read
         if status == 429:
             self.metrics.rate_limited.inc()
-        if status >= 500:
+        # Refusals of a busy server are counted, not logged: they have to cost next to nothing.
+        if status >= 500 and not isinstance(error, QueueFull):
             log.warning(
                 "isobox.failed",
                 request_id=name,

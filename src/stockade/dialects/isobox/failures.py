@@ -6,6 +6,7 @@ from stockade import errors
 from stockade.dialects.isobox.service import DownloadFailed
 from stockade.dialects.isobox.translate import LimitTooHigh, NetworkRefused
 from stockade.dialects.isobox.wire import BadValue, MissingField, WrongType
+from stockade.engine.templates import UnknownTemplate
 from stockade.wire.auth import (
     KeyInvalid,
     KeyMissing,
@@ -83,6 +84,8 @@ def _run_failure(error: errors.StockadeError) -> Failure:
                 f"Unsupported language: {error.name[:_SHOWN_NAME]}",
                 _languages(error),
             )
+        case UnknownTemplate():
+            return 400, f"Unknown template: {error.name[:_SHOWN_NAME]}", f"known templates: {', '.join(error.known)}"
         case LimitTooHigh():
             return 400, f"Limit too high: {error.name}", str(error)
         case errors.InvalidLimit():

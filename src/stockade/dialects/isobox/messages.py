@@ -38,7 +38,12 @@ FIELDS = {
         "uint32 max_files",
         "bool enable_network",
     ),
-    "ExecuteCodeRequest": ("string language", "string code", "ResourceLimits resource_limits"),
+    "ExecuteCodeRequest": (
+        "string language",
+        "string code",
+        "ResourceLimits resource_limits",
+        "string template",
+    ),
     "ExecuteCodeResponse": (
         "string stdout",
         "string stderr",

@@ -1,5 +1,7 @@
 """Prometheus metrics of the isobox dialect. No label holds code, input, keys or addresses."""
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from stockade.dialects.isobox.translate import outcome_label
@@ -49,32 +51,33 @@ class Metrics:
     """Counts requests and runs."""
 
     def __init__(self, registry: CollectorRegistry, queue: Queue) -> None:
-        self.requests = Counter(
-            "isobox_requests",
-            "Requests by route and status.",
-            ("route", "status"),
-            registry=registry,
+        # Finding a child by its labels takes longer than counting does; there are few, so each is found once.
+        self.requests = cache(
+            Counter("isobox_requests", "Requests by route and status.", ("route", "status"), registry=registry).labels
         )
-        self.executions = Counter(
-            "isobox_executions",
-            "Programs by language and outcome.",
-            ("language", "outcome"),
-            registry=registry,
+        self._executions = cache(
+            Counter(
+                "isobox_executions", "Programs by language and outcome.", ("language", "outcome"), registry=registry
+            ).labels
         )
         self.rate_limited = Counter("isobox_rate_limited", "Requests refused with 429.", registry=registry)
-        self._execution = Histogram(
-            "isobox_execution_seconds",
-            "Time that programs ran.",
-            ("language",),
-            registry=registry,
-            buckets=_LONG,
+        self._execution = cache(
+            Histogram(
+                "isobox_execution_seconds",
+                "Time that programs ran.",
+                ("language",),
+                registry=registry,
+                buckets=_LONG,
+            ).labels
         )
-        self._compile = Histogram(
-            "isobox_compile_seconds",
-            "Time that compilers ran.",
-            ("language",),
-            registry=registry,
-            buckets=_LONG,
+        self._compile = cache(
+            Histogram(
+                "isobox_compile_seconds",
+                "Time that compilers ran.",
+                ("language",),
+                registry=registry,
+                buckets=_LONG,
+            ).labels
         )
         self._queue = Histogram(
             "isobox_queue_seconds",
@@ -100,17 +103,17 @@ class Metrics:
             elapsed_s: all the time that it took, waiting included.
             compiled: whether its compile step was part of that time.
         """
-        self.executions.labels(result.language, outcome_label(result)).inc()
+        self._executions(result.language, outcome_label(result)).inc()
         self._queue.observe(result.queued_s)
         own_s = 0.0
         if compiled and result.compilation is not None:
-            self._compile.labels(result.language).observe(result.compilation.usage.wall_s)
+            self._compile(result.language).observe(result.compilation.usage.wall_s)
             own_s += result.compilation.usage.wall_s
         if result.process is not None:
-            self._execution.labels(result.language).observe(result.process.usage.wall_s)
+            self._execution(result.language).observe(result.process.usage.wall_s)
             own_s += result.process.usage.wall_s
         self._start.observe(max(0.0, elapsed_s - result.queued_s - own_s))
 
     def failed(self, language: str, outcome: str) -> None:
         """Count a program that never got an outcome: refused, cancelled, or lost with its host."""
-        self.executions.labels(language, outcome).inc()
+        self._executions(language, outcome).inc()

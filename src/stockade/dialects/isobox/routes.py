@@ -18,6 +18,7 @@ from stockade.dialects.isobox.wire import (
     UrlsBody,
 )
 from stockade.wire.openapi import request_body
+from stockade.wire.routes import DirectRoute
 
 __all__ = ["make_router"]
 
@@ -75,7 +76,7 @@ _RUN: Responses = {
 
 def make_router(isobox: Isobox, edge: Edge) -> APIRouter:
     """The routes, over *isobox*."""
-    router = APIRouter(tags=["isobox"])
+    router = APIRouter(tags=["isobox"], route_class=DirectRoute)
     _add_execution(router, isobox, edge)
     _add_information(router, isobox, edge)
     return router

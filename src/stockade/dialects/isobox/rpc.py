@@ -165,7 +165,7 @@ def _address(peer: str) -> str:
 
 
 def _to_body(request: Any) -> ExecuteBody:
-    members: dict[str, Any] = {"language": request.language, "code": request.code}
+    members: dict[str, Any] = {"language": request.language, "code": request.code, "template": request.template}
     if request.HasField("resource_limits"):
         limits = request.resource_limits
         members["resource_limits"] = {f.name: getattr(limits, f.name) for f in limits.DESCRIPTOR.fields}

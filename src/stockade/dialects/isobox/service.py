@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic_core import to_json
+
 from stockade.dialects.isobox import translate
 from stockade.dialects.isobox.dedup import AnswerCache, cache_key
 from stockade.dialects.isobox.metrics import Metrics
@@ -234,4 +236,4 @@ def _check_not_lost(result: RunResult) -> None:
 
 
 def _encoded(answer: dict[str, Any]) -> bytes:
-    return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return to_json(answer)

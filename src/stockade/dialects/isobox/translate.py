@@ -87,6 +87,7 @@ def to_run(body: ProgramBody, maximum: Limits) -> RunSpec:
         code=body.code,
         stdin=(stdin or "").encode(),
         args=tuple(body.args or ()),
+        template=body.template or None,
         limits=to_limits(body, maximum),
     )
 

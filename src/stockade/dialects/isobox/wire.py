@@ -124,6 +124,11 @@ class ProgramBody(Wire):
     timeout_seconds: Seconds | None = Field(default=None, description="Wall-clock limit, cut to the server's maximum.")
     memory_limit_mb: Positive64 | None = Field(default=None, description="Memory limit, cut to the server's maximum.")
     resource_limits: ResourceLimits | None = None
+    template: str | None = Field(
+        default=None,
+        description="Name of the template to begin from, as the operator configured it; the language's default when "
+        'left out or empty, "none" for a start from nothing.',
+    )
 
 
 class ExecuteBody(ProgramBody):

@@ -1,0 +1,68 @@
+"""Checks of members of messages, for those who do not trust the sender."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["Refused", "command", "directory", "is_text", "number", "texts", "variables", "whole"]
+
+
+class Refused(Exception):
+    """The request cannot be carried out; `kind` is one of the error kinds of `stockade.errors`, in small letters."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        self.kind = kind
+        super().__init__(message)
+
+
+def is_text(value: object) -> bool:
+    """Whether the kernel can be given it."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        return value.isascii() or bool(value.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can write
+        return False
+
+
+def variables(source: Mapping[str, Any], name: str) -> dict[str, str]:
+    value = source.get(name)
+    if not isinstance(value, dict) or not all(
+        k and is_text(k) and "=" not in k and is_text(v) for k, v in value.items()
+    ):
+        raise Refused("invalid", f"{name}: must map names to strings without NUL")
+    return value
+
+
+def texts(source: Mapping[str, Any], name: str, *, most: int = 1 << 20) -> tuple[str, ...]:
+    value = source.get(name, [])
+    if not isinstance(value, list) or not all(is_text(v) for v in value) or len(value) > most:
+        raise Refused("invalid", f"{name}: must be a list of at most {most} strings without NUL")
+    return tuple(value)
+
+
+def command(source: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = texts(source, name)
+    if not value or not value[0]:
+        raise Refused("invalid", f"{name}: must be a list of strings without NUL, the first not empty")
+    return value
+
+
+def directory(source: Mapping[str, Any], name: str) -> str:
+    value = source.get(name)
+    if not isinstance(value, str) or not is_text(value) or not value.startswith("/") or ".." in value.split("/"):
+        raise Refused("invalid", f"{name}: must be an absolute path")
+    return value
+
+
+def number(source: Mapping[str, Any], name: str, most: float) -> float:
+    value = source.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:  # NaN fails too
+        raise Refused("invalid", f"{name}: must be a number above 0 and at most {most:g}, not {value!r}")
+    return float(value)
+
+
+def whole(source: Mapping[str, Any], name: str, most: int, *, least: int = 1) -> int:
+    value = source.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise Refused("invalid", f"{name}: must be a whole number from {least} to {most}, not {value!r}")
+    return value
