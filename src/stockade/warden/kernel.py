@@ -239,7 +239,7 @@ def drop_capabilities(keep: frozenset[int] = frozenset()) -> None:
 
 
 def trim_memory() -> None:
-    """Give back to the kernel what malloc holds and does not use. See malloc_trim(3); nothing where libc has no such."""
+    """Give back to the kernel what malloc holds and does not use. See malloc_trim(3); nothing where libc has none."""
     with contextlib.suppress(AttributeError):
         _function("malloc_trim", ctypes.c_size_t)(0)
 
