@@ -21,6 +21,7 @@ _HOST_LEAF = "stockade-host"
 _MOVES = 100
 _PERIOD_US = 100_000  # of the CPU quota: the kernel's default
 _MOST_IDLE = 64
+_IDLE_AT_REST = 12
 _MOST_USES = 1000  # then new ones: whatever the kernel may still hold on account of a group goes with it
 _TEMPLATE_MEMORY = 2 << 30
 _TEMPLATE_PROCESSES = 512
@@ -337,6 +338,12 @@ class Cgroups:
             self._idle.append(group)
         else:
             self._remove(group)
+
+    def trim(self) -> bool:
+        """Remove some of the groups that a busier time has left; whether there are more."""
+        for _ in range((len(self._idle) - _IDLE_AT_REST + 3) // 4):
+            self._remove(self._idle.popleft())
+        return len(self._idle) > _IDLE_AT_REST
 
     def _remove(self, group: Group) -> None:
         if not group.close():

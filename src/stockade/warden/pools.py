@@ -285,7 +285,6 @@ class Pools:
 
     def tidy(self, now: float) -> None:
         """Let go what nobody asks for, and begin a fresh template where one is worn."""
-        self.tidy_at = now + _TIDY_S if self._warm or len(self.empty.ready) > self._spares else math.inf
         for pool in [self.empty, *self._warm.values()]:
             target = self._target(pool, now)
             # With a margin: demand goes up and down.
@@ -300,6 +299,9 @@ class Pools:
                 self._remove(pool)
             else:
                 self.refill(pool)
+        more = self._host.cgroups.trim() or bool(self._warm) or len(self.empty.ready) > self._spares
+        dues = [pool.due for pool in (self.empty, *self._warm.values()) if pool.due is not None]
+        self.tidy_at = min([*dues, now + _TIDY_S if more else math.inf])
 
     def report(self) -> list[dict[str, Any]]:
         """What is kept warm, for humans."""
