@@ -72,7 +72,7 @@ async def test_nothing_grows_with_the_number_of_runs(backend: NativeBackend) -> 
     held = groups()
     await batch(backend, 500)
     gc.collect()
-    # The last sandboxes may still be on their way out; and control groups are kept, with what is open of them, for later.
+    # The last sandboxes may still be on their way out. Some control groups are kept, with what is open of them.
     await asyncio.to_thread(until, lambda: descriptors(warden) <= opened[warden] + 8 + IDLE_GROUPS * OPEN_FOR_EACH)
     await asyncio.to_thread(until, lambda: groups() <= held + 16)
     assert descriptors(os.getpid()) <= opened[os.getpid()] + 2
