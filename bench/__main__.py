@@ -41,7 +41,10 @@ def main(arguments: Sequence[str]) -> int:
     results = Results()
     began = time.monotonic()
     try:
-        with tempfile.TemporaryDirectory(prefix="stockade-bench-") as name, console.status("") as status:
+        with (
+            tempfile.TemporaryDirectory(prefix="stockade-bench-", dir="/var/tmp") as name,
+            console.status("") as status,
+        ):
             directory = Path(name)
             with serving(directory) as server:
                 bench = Bench(server=server, directory=directory, options=options, results=results)

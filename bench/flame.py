@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(stderr=True)
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="stockade-flame-") as name,
+            tempfile.TemporaryDirectory(prefix="stockade-flame-", dir="/var/tmp") as name,
             console.status("sampling …"),
             serving(Path(name)) as server,
         ):

@@ -266,7 +266,7 @@ def main(arguments: Sequence[str]) -> int:
     began = time.monotonic()
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="stockade-soak-") as name,
+            tempfile.TemporaryDirectory(prefix="stockade-soak-", dir="/var/tmp") as name,
             console.status("saturation …") as status,
             serving(Path(name)) as server,
         ):
