@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -326,3 +327,23 @@ def test_warden_imports_the_standard_library_and_itself(tmp_path: Path) -> None:
     argv = [sys.executable, "-I", "-S", "-c", script, source]
     names = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout.split()
     assert [n for n in names if n not in ("__main__", "stockade") and not n.startswith("stockade.warden")] == []
+
+
+def test_a_warden_at_rest_does_not_spin(warden: Warden, client: Client) -> None:
+    with warden.client() as other:
+        for number in range(20):
+            other.start(request(number, *ENDLESS))
+    until(lambda: client.is_alive() and len(children(warden.pid)) <= 8)
+
+    def turns() -> int:
+        lines = Path(f"/proc/{warden.pid}/status").read_text(encoding="utf-8").splitlines()
+        return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+
+    def cpu_ticks() -> int:
+        fields = Path(f"/proc/{warden.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    began, turned, used = time.monotonic(), turns(), cpu_ticks()
+    until(lambda: time.monotonic() > began + 1.0)
+    assert turns() - turned < 100
+    assert cpu_ticks() - used < 20

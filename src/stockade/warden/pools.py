@@ -258,6 +258,7 @@ class Pools:
             if pool.recipe.kind == FORK:
                 template = self._template(pool, now)
                 if template is None:
+                    pool.due = None
                     return
                 maker = template.maker
             else:
@@ -270,6 +271,7 @@ class Pools:
                     return
                 what = {"pool": pool.recipe.to_message()}
         if missing <= 0:
+            pool.due = None
             return
         is_short = len(pool.ready) < missing or bool(pool.waiting)
         if not what and not is_short and not self._is_due(pool, now, _SHORT_BREATH_S):
@@ -300,7 +302,7 @@ class Pools:
             else:
                 self.refill(pool)
         more = self._host.cgroups.trim() or bool(self._warm) or len(self.empty.ready) > self._spares
-        dues = [pool.due for pool in (self.empty, *self._warm.values()) if pool.due is not None]
+        dues = [pool.due for pool in (self.empty, *self._warm.values()) if pool.due is not None and pool.due > now]
         self.tidy_at = min([*dues, now + _TIDY_S if more else math.inf])
 
     def report(self) -> list[dict[str, Any]]:
