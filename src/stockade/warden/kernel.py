@@ -14,6 +14,7 @@ __all__ = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_KILL",
+    "CAP_SETFCAP",
     "CAP_SETGID",
     "CAP_SETUID",
     "CLONE_NEWCGROUP",
@@ -88,6 +89,7 @@ CAP_DAC_OVERRIDE = 1
 CAP_KILL = 5
 CAP_SETGID = 6
 CAP_SETUID = 7
+CAP_SETFCAP = 31
 
 # <linux/prctl.h>
 PR_SET_PDEATHSIG = 1

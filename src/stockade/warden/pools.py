@@ -29,10 +29,10 @@ _MOST_WARM = 32
 """Recipes that are kept warm at once."""
 _LEAST_DEMAND = {FORK: 3.0, POOL: 1.3}
 """Recent requests after which a recipe that nobody announced is made warm. One alone is no demand."""
-_SHORT_BREATH_S = 0.006
-"""The same, for a cell that is quickly made, while at least half of what is to be ready is."""
 _BREATH_S = 0.02
 """What is taken from a pool is replaced after this time: starting another would slow down the run it was taken for."""
+_SHORT_BREATH_S = 0.006
+"""The same, for a cell that is quickly made, while at least half of what is to be ready is."""
 _MEMORY_SHARE = 8
 """What waits in pools may hold the host's memory divided by this."""
 _MEMORY_S = 5.0  # arrivals are forgotten within about this time

@@ -45,9 +45,8 @@ PRELOAD = "preload"
 PATH = "path"
 _DISK_BYTES = 256 << 20
 _DISK_INODES = 4096
-_CAP_SETFCAP = 31
 _KEPT = frozenset({kernel.CAP_SETGID, kernel.CAP_SETUID})
-_KEPT_ALONE = _KEPT | {_CAP_SETFCAP}
+_KEPT_ALONE = _KEPT | {kernel.CAP_SETFCAP}
 """Where there is one id only, it is the template's root, and mapping that takes this one (user_namespaces(7))."""
 
 

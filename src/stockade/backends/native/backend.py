@@ -191,7 +191,7 @@ class NativeBackend:
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
-        self._announced: dict[tuple[SandboxSpec, str], ProcessSpec] = {}
+        self._announced: list[tuple[SandboxSpec, ProcessSpec]] = []
 
     async def start(self) -> None:
         """See `Backend.start`."""
@@ -212,7 +212,7 @@ class NativeBackend:
             fresh = _Connection(await connect_or_launch(self._options))
             try:
                 self._demand(_report(await self._hello(fresh)))
-                for (sandbox, _), process in self._announced.items():
+                for sandbox, process in self._announced:
                     await fresh.template(sandbox, process, announce=True)
             except BaseException:
                 await fresh.close()
@@ -302,7 +302,8 @@ class NativeBackend:
     async def warm(self, sandbox: SandboxSpec, process: ProcessSpec) -> None:
         """See `Backend.warm`."""
         connection = await self._connected()
-        self._announced[sandbox, repr(process)] = process
+        if (sandbox, process) not in self._announced:
+            self._announced.append((sandbox, process))
         await connection.template(sandbox, process, announce=True)
 
     async def report(self) -> Report:
@@ -344,7 +345,7 @@ def _recipe(template: Template, sandbox: SandboxSpec, process: ProcessSpec) -> d
         "preload": template.preload,
         "boot": template.boot,
         "files": dict(template.files),
-        "memory_bytes": min(_LEAST_MEMORY, limits.memory_bytes) if is_fork else limits.memory_bytes,
+        "memory_bytes": _LEAST_MEMORY if is_fork else limits.memory_bytes,
         "processes": limits.processes,
         "disk_bytes": limits.disk_bytes,
         "disk_inodes": limits.disk_inodes,
