@@ -1,0 +1,283 @@
+"""What a backend must do for sandboxes that live: an optional protocol beside `backends.base.Backend`.
+
+The engine keeps the records; the backend keeps the sandboxes, outside the server: they and the output of their
+processes are there again when the server comes back.
+"""
+
+import socket
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from stockade.model import EndedBy, FileInfo, Limits, Network, Outcome, TerminalSize, Usage
+from stockade.model import Protocol as TransportProtocol
+
+__all__ = [
+    "MAIN",
+    "FileAccess",
+    "LiveExec",
+    "LiveSandbox",
+    "LiveSpec",
+    "Output",
+    "OutputSlice",
+    "ProcessEnd",
+    "Sandboxing",
+    "Streams",
+]
+
+MAIN = "main"
+"""Name of the process whose end is the sandbox's end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveSpec:
+    """A sandbox to be made, without a process."""
+
+    image: str
+    limits: Limits
+    cwd: str
+    """Made when it is missing."""
+    lifetime_s: float | None
+    """Seconds from now after which it is ended, whatever becomes of the server."""
+    network: Network = field(default_factory=Network)
+    layer: Path | None = None
+    """What a build left (`FileAccess.save_layer`): unpacked over the image."""
+    log_bytes: int = 1 << 20
+    """Bytes of each output stream of each process that are kept; the oldest are dropped."""
+    keep_s: float = 600.0
+    """After its end, what is known of it and the output of its processes is kept for so long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveExec:
+    """A process to be started."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    """The whole environment."""
+    cwd: str
+    user: str = "user"
+    """`user` or `root`."""
+    terminal: TerminalSize | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessEnd:
+    """How a process of a live sandbox ended."""
+
+    outcome: Outcome
+    exit_code: int
+    """0 to 255; 128 and the signal's number for one that a signal ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveSandbox:
+    """What the backend knows of a sandbox."""
+
+    name: str
+    is_running: bool
+    started_at: float
+    """Seconds since the epoch."""
+    ended_at: float | None = None
+    deadline_at: float | None = None
+    ended_by: EndedBy | None = None
+    outcome: Outcome | None = None
+    exit_code: int | None = None
+    """Of the main process, where it has one that ended."""
+    processes: tuple[str, ...] = ()
+    """Names of those whose output is kept; `main` among them."""
+    usage: Usage
+    """So far. `memory_peak_bytes` is what the kernel counted since the sandbox began."""
+    memory_bytes: int = 0
+    """Held now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSlice:
+    """Some of a stream."""
+
+    data: bytes
+    at: int
+    """Offset of `data` in everything that the stream has ever produced."""
+    dropped: int = 0
+    """Bytes between where the reader asked from and `at` that are no longer kept."""
+
+    @property
+    def end(self) -> int:
+        return self.at + len(self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What there is to read of a process."""
+
+    stdout: OutputSlice
+    stderr: OutputSlice
+    end: ProcessEnd | None
+    """Set once it has ended and both streams are read to their end."""
+
+
+class Streams(Protocol):
+    """The input and output of one process, for one reader. Several may be open at once; each gets everything."""
+
+    async def read(self, stdout_at: int, stderr_at: int, *, most: int = 1 << 18) -> Output:
+        """What follows these offsets, at most *most* bytes of each stream; waits until there is something.
+
+        A reader that keeps asking is waited for: the process then cannot produce more than the log holds beyond what
+        was asked for. One that stops asking for more than some seconds is not; what it missed is in `dropped`.
+
+        Raises:
+            NotFound: the process's output is no longer kept.
+            BackendLost: the warden died.
+        """
+        ...
+
+    async def write(self, data: bytes) -> bool:
+        """Write all of *data* to standard input, waiting while it is full; False when nobody reads it any more."""
+        ...
+
+    async def close_stdin(self) -> None:
+        """Let the process see the end of its input. Idempotent. With a terminal, an end-of-file character."""
+        ...
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the process and its process group. Nothing happens when it has ended."""
+        ...
+
+    async def resize(self, size: TerminalSize) -> None:
+        """Tell the process's terminal its size."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it; the process goes on. Idempotent."""
+        ...
+
+
+class FileAccess(Protocol):
+    """The files of a sandbox, read and written from *inside* it, with a tenant's rights, under a deadline.
+
+    Paths are absolute. Every method raises NotFound, Invalid (a directory where a file is wanted, …), Conflict (it
+    exists), Denied (the tenant has no right to it), LimitExceeded (disk full), Unavailable (no answer in time).
+    """
+
+    async def stat(self, path: str) -> FileInfo: ...
+
+    async def list(self, path: str) -> list[FileInfo]:
+        """The direct children of a directory, sorted by name; links are not followed, yet said where they lead."""
+        ...
+
+    async def read(
+        self, path: str, *, offset: int = 0, length: int | None = None
+    ) -> tuple[FileInfo, AsyncIterator[bytes]]:
+        """A regular file (links are followed, inside), and its content from *offset* on."""
+        ...
+
+    async def write(self, path: str, content: AsyncIterable[bytes], *, mode: int = 0o644) -> int:
+        """Write a file under a temporary name and rename it; parents are made (0755). The number of bytes."""
+        ...
+
+    async def delete(self, path: str, *, recursive: bool = False) -> None: ...
+
+    async def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = True) -> None:
+        """Make a directory; with *parents* also those above, and it may be there already."""
+        ...
+
+    async def rename(self, path: str, new_path: str) -> None: ...
+
+    async def read_tar(self, path: str) -> AsyncIterator[bytes]:
+        """A tar archive (POSIX pax) of a directory's content, or of one file."""
+        ...
+
+    async def write_tar(self, path: str, archive: AsyncIterable[bytes]) -> int:
+        """Unpack a tar archive, plain or gzip, into a directory, which is made; the number of members.
+
+        Members that would lie outside, devices, set-id bits and owners are refused or dropped.
+        """
+        ...
+
+    async def watch(self, path: str) -> AsyncIterator[tuple[str, str]]:
+        """(event, path) of what happens below a directory: `created`, `modified`, `deleted`, `renamed`."""
+        ...
+
+    async def save_layer(self, target: int, *, most_bytes: int) -> int:
+        """Write all that was changed of the image to the open file *target*; its size. Call it when nothing runs."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Sandboxing(Protocol):
+    """A backend whose sandboxes can live."""
+
+    async def create(self, name: str, spec: LiveSpec) -> LiveSandbox:
+        """Make a sandbox.
+
+        Raises:
+            Conflict: there is one of that name.
+            Invalid, Unsupported, Unavailable, BackendLost, Fault: as `Backend.run`.
+        """
+        ...
+
+    async def exec(self, name: str, process: str, spec: LiveExec) -> None:
+        """Start a process called *process* (`MAIN`: the one whose end is the sandbox's).
+
+        A program that cannot be started is no error: it ends at once with 127 (not there) or 126, and says why on
+        standard error.
+
+        Raises:
+            NotFound: there is no such sandbox.
+            Conflict: it has ended, or has a process of that name.
+            Unavailable: it has no room for another process.
+        """
+        ...
+
+    async def open(self, name: str, process: str) -> Streams:
+        """Raises NotFound: neither runs nor is its output kept."""
+        ...
+
+    async def forget_process(self, name: str, process: str) -> None:
+        """Kill a process where it runs, and drop its output."""
+        ...
+
+    async def inspect(self, name: str) -> LiveSandbox:
+        """Raises NotFound."""
+        ...
+
+    async def inventory(self) -> list[LiveSandbox]:
+        """All that run or are remembered."""
+        ...
+
+    async def ended(self, name: str) -> LiveSandbox:
+        """Wait until it has ended. Raises NotFound, BackendLost."""
+        ...
+
+    async def stop(self, name: str, *, grace_s: float) -> None:
+        """SIGTERM to the main process now, SIGKILL to everything when the grace is over, whatever becomes of us."""
+        ...
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL to everything. Idempotent."""
+        ...
+
+    async def extend(self, name: str, lifetime_s: float | None) -> None:
+        """Set the time that is left from now on."""
+        ...
+
+    async def remove(self, name: str) -> None:
+        """Kill it where it runs, and forget it with all output. Idempotent."""
+        ...
+
+    async def files(self, name: str) -> FileAccess:
+        """Raises NotFound; Conflict: it has ended."""
+        ...
+
+    async def dial(self, name: str, port: int, protocol: TransportProtocol) -> socket.socket:
+        """A non-blocking socket that is connected (UDP: addressed) to a port inside.
+
+        Raises:
+            NotFound: there is no such sandbox.
+            Conflict: it has ended.
+            Unavailable: nothing listens there (yet).
+        """
+        ...
