@@ -15,10 +15,15 @@ from stockade.errors import Invalid
 __all__ = ["find", "names"]
 
 
+_INTERFACES = ("base", "sandboxing")
+"""Modules of `backends` that are none: what backends satisfy."""
+
+
 def names(kind: str) -> tuple[str, ...]:
     """All names of *kind* (`backends` or `dialects`) that can be found here."""
     package = importlib.import_module(f"stockade.{kind}")
-    own = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_") and m.name != "base"}
+    modules = (module.name for module in pkgutil.iter_modules(package.__path__))
+    own = {name for name in modules if not name.startswith("_") and name not in _INTERFACES}
     foreign = {e.name for e in entry_points(group=f"stockade.{kind}")}
     return tuple(sorted(own | foreign))
 

@@ -1,15 +1,19 @@
 """A process of its own that starts the warden again whenever it ends; run as a script, standard library only.
 
-The server gives up root's powers for good, so it cannot start a privileged warden later. This process can; it parses
-nothing and listens to nobody: it ends, and the warden with it, when its standard input does, which the kernel sees to
-however the server ends.
+The server gives up root's powers for good, so it cannot start a privileged warden later. This process can; it listens
+to nobody and ends when its standard input does, which the kernel sees to however the server ends. The warden then goes
+by itself, once no sandbox lives any more: the next server finds it, and them, where it left them.
 
 Usage: keeper SOCKET OWNER COMMAND…    (OWNER: user id that the socket is given to, or -)
 """
 
+import contextlib
+import json
 import os
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -20,11 +24,12 @@ STEADY_S = 30.0
 """A warden that lived so long is no part of a series of failures."""
 STOP_S = 10.0
 UP_S = 20.0
+ANSWER_S = 5.0
 
 
 def main(arguments: list[str]) -> int:
     """Keep a warden running until standard input ends. The first one's word is passed to standard output."""
-    socket, owner, *command = arguments
+    path, owner, *command = arguments
     os.setsid()  # a Ctrl-C at the terminal is for the server, which drains and then ends us
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -32,13 +37,24 @@ def main(arguments: list[str]) -> int:
     first = True
     while True:
         began = time.monotonic()
-        process, word = _start(socket, owner, command)
+        word = b'{"ok": true}\n'
+        process = None
+        warden = _connect(path)  # an earlier server's, with sandboxes that live
+        if warden is None:
+            process, word = _start(path, owner, command)
+            warden = _connect(path)
+        _hand_over(path, owner)
         if first:
             os.write(1, word or b'{"error": "the warden ended without a word"}\n')
             first = False
-        if _wait(process, None):
-            return _stop(process)
-        process.wait()
+        if warden is not None:
+            # We are a client, too, so that it does not end before there is another, or between two.
+            if _wait(warden, None):
+                _leave(warden)
+                return 0
+            warden.close()
+        if process is not None:
+            process.wait()
         if time.monotonic() - began > STEADY_S:
             delay = FIRST_DELAY_S
         if _wait(None, delay):
@@ -46,11 +62,26 @@ def main(arguments: list[str]) -> int:
         delay = min(2 * delay, LONGEST_DELAY_S)
 
 
-def _start(socket: str, owner: str, command: list[str]) -> "tuple[subprocess.Popen[bytes], bytes]":
+def _connect(path: str) -> "socket.socket | None":
+    """A connection to the warden that listens there, or `None`."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.connect(path)
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def _start(path: str, owner: str, command: list[str]) -> "tuple[subprocess.Popen[bytes], bytes]":
     """A warden, and what it says when it is up (or why it is not)."""
     read, write = os.pipe()
     process = subprocess.Popen(
-        [*command, "--listen", socket, "--ready-fd", str(write), *(["--allow-uid", owner] if owner != "-" else [])],
+        [
+            *command,
+            *("--listen", path, "--ready-fd", str(write), "--until-unused"),
+            *(["--allow-uid", owner] if owner != "-" else []),
+        ],
         env={},
         cwd="/",
         stdin=subprocess.DEVNULL,
@@ -67,9 +98,13 @@ def _start(socket: str, owner: str, command: list[str]) -> "tuple[subprocess.Pop
             break
         word += chunk
     os.close(read)
-    if owner != "-" and os.path.exists(socket):
-        os.chown(socket, int(owner), -1, follow_symlinks=False)
     return process, word
+
+
+def _hand_over(path: str, owner: str) -> None:
+    if owner != "-":
+        with contextlib.suppress(FileNotFoundError):
+            os.chown(path, int(owner), -1, follow_symlinks=False)
 
 
 def _default_signals() -> None:
@@ -77,26 +112,35 @@ def _default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _wait(process: "subprocess.Popen[bytes] | None", timeout_s: float | None) -> bool:
-    """Wait until *process* has ended or the time is over; whether standard input ended first."""
-    watched = [0]
-    if process is not None:
-        watched.append(os.pidfd_open(process.pid))
-    try:
-        readable = select.select(watched, [], [], timeout_s)[0]
-    finally:
-        for descriptor in watched[1:]:
-            os.close(descriptor)
-    return 0 in readable
+def _wait(warden: "socket.socket | None", timeout_s: float | None) -> bool:
+    """Wait until the warden hangs up or the time is over; whether standard input ended first."""
+    watched: list[object] = [0] if warden is None else [0, warden]
+    return 0 in select.select(watched, [], [], timeout_s)[0]
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> int:
-    process.terminate()
+def _leave(warden: socket.socket) -> None:
+    """Our server is gone. Where no sandbox lives, the warden ends with it: see that it does."""
+    pid, _, _ = struct.unpack("iII", warden.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    lives = _count_of_living(warden)
     try:
-        return process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()  # its sandboxes' inits die with it
-        return process.wait()
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    warden.close()
+    if lives == 0 and not select.select([process], [], [], STOP_S)[0]:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGKILL)  # its sandboxes' inits die with it
+    os.close(process)
+
+
+def _count_of_living(warden: socket.socket) -> int:
+    """How many sandboxes live, as the warden says; -1 when it does not."""
+    warden.settimeout(ANSWER_S)
+    try:
+        warden.send(json.dumps({"op": "living", "id": 0}).encode())
+        return int(json.loads(warden.recv(65536))["ok"]["living"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
 
 
 if __name__ == "__main__":

@@ -219,8 +219,8 @@ class Sandboxing(Protocol):
         """
         ...
 
-    async def exec(self, name: str, process: str, spec: LiveExec) -> None:
-        """Start a process called *process* (`MAIN`: the one whose end is the sandbox's).
+    async def exec(self, name: str, process: str, spec: LiveExec) -> Streams:
+        """Start a process called *process* (`MAIN`: the one whose end is the sandbox's), and open its streams.
 
         A program that cannot be started is no error: it ends at once with 127 (not there) or 126, and says why on
         standard error.
@@ -268,8 +268,13 @@ class Sandboxing(Protocol):
         """Kill it where it runs, and forget it with all output. Idempotent."""
         ...
 
-    async def files(self, name: str) -> FileAccess:
-        """Raises NotFound; Conflict: it has ended."""
+    async def files(self, name: str, *, user: str = "user") -> FileAccess:
+        """Its files, with the rights of *user* (`user` or `root`).
+
+        Raises:
+            NotFound: there is no such sandbox.
+            Conflict: it has ended.
+        """
         ...
 
     async def dial(self, name: str, port: int, protocol: TransportProtocol) -> socket.socket:

@@ -36,6 +36,9 @@ class Usage:
     cpu_system_s: float
     memory_peak_bytes: int
     """Peak of the sandbox's memory, files in its memory-backed disk included."""
+    bytes_in: int = 0
+    """Bytes that came from outside over connections that the sandbox made."""
+    bytes_out: int = 0
 
     @property
     def cpu_s(self) -> float:

@@ -10,12 +10,31 @@ __all__ = ["Actor", "RunResult", "RunSpec"]
 
 @dataclass(frozen=True, kw_only=True)
 class Actor:
-    """On whose behalf something happens."""
+    """On whose behalf something happens, and how much of it there may be: the smallest of what tier, account and key
+    allow; `None` where none of them sets a limit.
+    """
 
     id: str
     """Id of the key, or `anonymous:<address>` where no key is needed. The fairness of the queue goes by it."""
     templates: bool = True
     """Whether its runs may begin from templates, whose forks share address-space layout and hash seed."""
+    account_id: str = ""
+    """Empty for who has no account here: anonymous, or known by a token or a key of a dialect's own."""
+    tier: str = ""
+    is_admin: bool = False
+    """Its account is the operator's."""
+    rate_limit_rps: int | None = None
+    """Requests per second, and as many at once."""
+    daily_limit: int | None = None
+    """Sandboxes made in a UTC day."""
+    concurrent_limit: int | None = None
+    """Sandboxes that have not ended, at a time."""
+    max_duration_s: float | None = None
+    """Life of one sandbox."""
+    max_memory_bytes: int | None = None
+    """Memory of one sandbox."""
+    monthly_cost_limit_cents: int | None = None
+    """Of its account, for all keys together, in a UTC month."""
 
 
 @dataclass(frozen=True, kw_only=True)

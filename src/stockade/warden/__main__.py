@@ -10,7 +10,7 @@ import select
 import socket
 import sys
 
-from . import bundle, kernel, protocol, seccomp
+from . import bundle, egress, kernel, protocol, seccomp
 from .cell import Host
 from .cgroups import Cgroups
 from .fields import Refused
@@ -42,6 +42,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--cells", type=int, default=4, metavar="N", help="sandboxes of each kind to keep ready (default: 4)"
     )
     parser.add_argument("--until-idle", action="store_true", help="end with the last client")
+    parser.add_argument(
+        "--until-unused", action="store_true", help="end when the last client is gone and no sandbox lives"
+    )
     return parser.parse_args(argv)
 
 
@@ -55,6 +58,8 @@ def main(argv: list[str]) -> int:
         _settle()
         listener, unlink = _listen(arguments.listen) if arguments.listen else (None, None)
         template_files = _pack_template_files()
+        title = kernel.find_process_title()
+        out = egress.start(title)
         cgroups = Cgroups()
         own_uids = os.geteuid() == 0
         if not own_uids:
@@ -66,7 +71,8 @@ def main(argv: list[str]) -> int:
             seccomp=seccomp.build(),
             own_ids=own_uids,
             null=os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC),
-            title=kernel.find_process_title(),
+            title=title,
+            children={out.pid},
             processors=os.cpu_count() or 1,
             template_files=template_files,
         )
@@ -97,9 +103,11 @@ def main(argv: list[str]) -> int:
         # Inside our own user namespace the kernel shows its owner as 0.
         allowed_uids=frozenset({0, *arguments.allow_uid, uid} if own_uids else {0}),
         until_idle=arguments.until_idle,
+        until_unused=arguments.until_unused,
         mason=mason,
         first=trial,
         spares=arguments.cells,
+        egress=out,
     )
     stop_on_signals(server)
     if own_uids:  # else we could not write our children's id maps: their /proc entries would belong to root

@@ -10,7 +10,7 @@ import stat
 import struct
 from collections.abc import Iterable, Mapping
 
-__all__ = ["BundleError", "collect", "pack", "unpack"]
+__all__ = ["BundleError", "checked_path", "collect", "make_directory", "pack", "unpack", "write_all"]
 
 _HEADER = struct.Struct("<cHIQ")
 _FILE = b"f"
@@ -34,7 +34,7 @@ def pack(files: Mapping[str, bytes]) -> list[bytes]:
     pieces: list[bytes] = []
     for name, content in files.items():
         try:
-            path = _checked(name.encode())
+            path = checked_path(name.encode())
         except UnicodeEncodeError as error:
             raise BundleError(f"not a file name: {name!r}") from error
         pieces += [_HEADER.pack(_FILE, 0o644, len(path), len(content)), path, content]
@@ -61,14 +61,16 @@ def unpack(source: int, directory: str) -> None:
         offset += _HEADER.size
         if path_length > _LONGEST_PATH or length > end - offset - path_length:
             raise BundleError("bundle is cut off")
-        name = os.path.join(directory.encode(), _checked(os.pread(source, path_length, offset)))
+        name = os.path.join(directory.encode(), checked_path(os.pread(source, path_length, offset)))
         offset += path_length
         if kind == _DIRECTORY:
-            _make_directory(name)
+            make_directory(name)
             directories.append((name, mode))
         elif kind == _LINK:
-            _make_directory(os.path.dirname(name))
+            make_directory(os.path.dirname(name))
             os.symlink(os.pread(source, length, offset), name)
+        elif kind != _FILE:
+            raise BundleError(f"bundle has a record of an unknown kind: {kind!r}")
         else:
             _write(source, offset, length, name, mode)
         offset += length
@@ -91,13 +93,13 @@ def collect(directory: str, target: int, most_bytes: int) -> None:
             raise BundleError(f"the working directory holds more than {MOST_MEMBERS} files")
         path = os.path.relpath(name, directory.encode())
         if isinstance(source, bytes):
-            written += _put(target, _HEADER.pack(kind, mode, len(path), len(source)), path, source)
+            written += write_all(target, _HEADER.pack(kind, mode, len(path), len(source)), path, source)
             continue
         with open(source, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if written + size > most_bytes:
                 raise BundleError(f"the working directory holds more than {most_bytes} bytes")
-            written += _put(target, _HEADER.pack(kind, mode, len(path), size), path)
+            written += write_all(target, _HEADER.pack(kind, mode, len(path), size), path)
             left = size
             while left:
                 sent = os.sendfile(target, file.fileno(), None, min(left, _CHUNK))
@@ -124,7 +126,8 @@ def _walk(top: bytes) -> Iterable[tuple[bytes, bytes, int, bytes | int]]:
                     yield _FILE, entry.path, mode, os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def _put(target: int, *pieces: bytes) -> int:
+def write_all(target: int, *pieces: bytes) -> int:
+    """Write all of *pieces* to a descriptor; their length."""
     for piece in pieces:
         view = memoryview(piece)
         while view:
@@ -137,7 +140,7 @@ def _write(source: int, offset: int, length: int, name: bytes, mode: int) -> Non
     try:
         target = os.open(name, flags, 0o600)
     except FileNotFoundError:
-        _make_directory(os.path.dirname(name))
+        make_directory(os.path.dirname(name))
         target = os.open(name, flags, 0o600)
     try:
         end = offset + length
@@ -145,14 +148,17 @@ def _write(source: int, offset: int, length: int, name: bytes, mode: int) -> Non
             data = os.pread(source, min(_CHUNK, end - offset), offset)
             if not data:
                 raise BundleError("bundle is cut off")
-            offset += _put(target, data)
+            offset += write_all(target, data)
         os.fchmod(target, mode)
     finally:
         os.close(target)
 
 
-def _make_directory(name: bytes) -> None:
-    """With its parents, where they are missing. No recursion: a path may be deeper than Python's stack."""
+def make_directory(name: bytes) -> None:
+    """Make a directory with its parents, where they are missing.
+
+    No recursion: a path may be deeper than Python's stack.
+    """
     missing = [name]
     while missing:
         try:
@@ -164,7 +170,12 @@ def _make_directory(name: bytes) -> None:
             missing.append(os.path.dirname(missing[-1]))
 
 
-def _checked(path: bytes) -> bytes:
+def checked_path(path: bytes) -> bytes:
+    """*path* itself.
+
+    Raises:
+        BundleError: it is absolute, empty, no path at all, or leads out by `..`.
+    """
     if not path or path.startswith(b"/") or b"\0" in path or b".." in path.split(b"/"):
         raise BundleError(f"not a path below the working directory: {path!r}")
     return path

@@ -35,6 +35,8 @@ class GroupLimits:
     memory_bytes: int
     processes: int
     cpus: float
+    die_together: bool = True
+    """v2: whether all processes are killed when memory runs out, or one."""
 
 
 _ROOM = GroupLimits(memory_bytes=128 << 20, processes=48, cpus=1.0)
@@ -209,6 +211,9 @@ class Group:
         self._limits = None  # should one of the writes fail
         if (tree := host.memory) is not None and (old is None or old.memory_bytes != limits.memory_bytes):
             self._limit_memory(tree, limits.memory_bytes, old.memory_bytes if old else None)
+        together = limits.die_together
+        if (tree := host.memory) is not None and tree.version == 2 and (not old or old.die_together != together):
+            self._write(tree, "memory.oom.group", str(int(together)))
         if (tree := host.pids) is not None and (old is None or old.processes != limits.processes):
             self._write(tree, "pids.max", str(limits.processes))
         if (tree := host.cpu) is not None:
@@ -227,7 +232,6 @@ class Group:
         if tree.version == 2:
             self._write(tree, "memory.max", str(limit))
             if old is None:
-                self._write(tree, "memory.oom.group", "1")
                 with contextlib.suppress(FileNotFoundError):  # a kernel without swap has no such file
                     self._write(tree, "memory.swap.max", "0")
             return
@@ -247,6 +251,23 @@ class Group:
         control = self.open(tree, "memory.oom_control")
         _write(f"{self.name}/cgroup.event_control", f"{event} {control}", tree.base)
 
+    def memory_bytes(self) -> int:
+        """Bytes that it holds now; 0 where nothing counts them."""
+        if (tree := self.cgroups.memory) is None:
+            return 0
+        return int(self._read(tree, "memory.current" if tree.version == 2 else "memory.usage_in_bytes"))
+
+    def shed(self) -> None:
+        """Keep no descriptor open; it is not used again after this use. For those that are used for long."""
+        self.uses = _MOST_USES
+        for fd in (*self.joins, *self._files.values()):
+            os.close(fd)
+        self.joins.clear()
+        self._files.clear()
+        if self.oom_event is not None:
+            os.close(self.oom_event)
+            self.oom_event = None
+
     def renew(self) -> bool:
         """Make ready for another use; False when it cannot be: somebody is left in it, or what it counts stays."""
         self.uses += 1
@@ -255,8 +276,7 @@ class Group:
                 if _read(f"{self.name}/cgroup.procs", tree.base):
                     return False
             if (memory := self.cgroups.memory) is not None:
-                current = "memory.current" if memory.version == 2 else "memory.usage_in_bytes"
-                if int(self._read(memory, current)) > _MOST_LEFT:
+                if self.memory_bytes() > _MOST_LEFT:
                     return False  # not yet, or never: the next one's limit would be less than it says
                 self._write(memory, "memory.peak" if memory.version == 2 else "memory.max_usage_in_bytes", "0")
             self.hurry()

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from . import bundle, kernel, protocol
+from . import bundle, kernel
 from .image import UID, Image
 from .mounts import Stage, enter_sandbox_root, fit_sandbox_root
 from .recipe import Recipe
@@ -31,6 +31,7 @@ __all__ = [
     "GO",
     "HOSTNAME",
     "READY",
+    "ROOT_CAPABILITIES",
     "STARTED",
     "STARTED_HEAD",
     "STATUS",
@@ -45,9 +46,9 @@ __all__ = [
     "find_program",
     "give_up_privileges",
     "join_groups",
-    "live",
     "lower_limit",
     "mind",
+    "run",
     "set_fixed_rlimits",
     "set_rlimits",
     "settle",
@@ -64,6 +65,11 @@ STATUS = struct.Struct("<di???")  # monotonic seconds, wait status, disk full, c
 UNCOLLECTED = b"C"
 FAILED = b"F"
 HOSTNAME = "sandbox"
+ROOT_CAPABILITIES = frozenset({
+    kernel.CAP_CHOWN, kernel.CAP_DAC_OVERRIDE, kernel.CAP_FOWNER, kernel.CAP_FSETID, kernel.CAP_KILL,
+    kernel.CAP_NET_BIND_SERVICE, kernel.CAP_SETGID, kernel.CAP_SETUID,
+})  # fmt: skip
+"""What root of a sandbox that lives may do with the sandbox's own files, ids and processes. Runs have nothing of it."""
 _LONGEST_COMPLAINT = 3800  # bytes
 
 _SIOCSIFFLAGS = 0x8914
@@ -118,15 +124,10 @@ class Errand:
     """Memory file for the working directory's bundle, or `None`."""
 
 
-def live(birth: Birth) -> NoReturn:
-    """Be PID 1 of a new sandbox until its process has ended. Never returns."""
+def run(birth: Birth, message: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    """Be PID 1 of a new sandbox until the process that it was told to run has ended. Never returns."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)  # the warden's handlers are not ours
-        settle(birth)
-        kernel.seal_process_title("init", birth.title)
-        os.write(birth.control, READY)
-        errand = _await_errand(birth)
+        errand = _errand(message, descriptors)
         fit_sandbox_root(disk_bytes=errand.disk_bytes, disk_inodes=errand.disk_inodes, cwd=errand.cwd)
         give_up_privileges(birth)
         os.write(birth.control, started(birth))
@@ -136,12 +137,7 @@ def live(birth: Birth) -> NoReturn:
     os._exit(1)
 
 
-def _await_errand(birth: Birth) -> Errand:
-    with socket.socket(fileno=os.dup(birth.control)) as control:
-        received = protocol.receive(control)
-    if received is None:
-        os._exit(0)  # not needed any more
-    message, descriptors = received
+def _errand(message: dict[str, Any], descriptors: list[int]) -> Errand:
     collect = descriptors.pop() if message.pop("collect") else None
     return Errand(**message, unpack=descriptors[:-1], stdin=descriptors[-1], collect=collect)
 
@@ -151,11 +147,13 @@ def complain(birth: Birth, text: str) -> None:
         os.write(birth.control, FAILED + text.encode(errors="replace")[:_LONGEST_COMPLAINT])
 
 
-def settle(birth: Birth, *, of_template: bool = False) -> None:
+def settle(birth: Birth, *, of_template: bool = False) -> int:
     """Build the sandbox around ourselves. The order matters; each step says why it stands where it does.
 
     Args:
         of_template: a template made us, and has done before what is alike for all that it makes.
+
+    Returns a descriptor of the directory in which the kernel keeps what is changed of the image.
     """
     keep = {birth.control, birth.stdout, birth.stderr, *birth.joins}
     close_all_but(keep | ({birth.cpu_stat} if birth.cpu_stat is not None else set()))
@@ -165,12 +163,12 @@ def settle(birth: Birth, *, of_template: bool = False) -> None:
     if not of_template:
         die_first()  # while our /proc entries are still ours to write
     become_root(birth)
-    kernel.drop_bounding_set()
+    kernel.drop_bounding_set(ROOT_CAPABILITIES)
     if not of_template:
         socket.sethostname(HOSTNAME)
     _raise_loopback()
     os.setsid()
-    enter_sandbox_root(birth.stage, birth.image)
+    return enter_sandbox_root(birth.stage, birth.image)
 
 
 def join_groups(birth: Birth) -> None:
@@ -227,6 +225,7 @@ def give_up_privileges(birth: Birth) -> None:
     It has the tenant's user id and yet is out of its reach: signals from inside do not touch a PID 1 that has no
     handlers (pid_namespaces(7)), and nobody may look into a process that is not dumpable.
     """
+    kernel.drop_bounding_set()  # while we have the right to
     if birth.own_ids:
         os.setgroups([])
         os.setresgid(UID, UID, UID)

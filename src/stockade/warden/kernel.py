@@ -13,7 +13,10 @@ from typing import Any
 __all__ = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
     "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
     "CAP_SETFCAP",
     "CAP_SETGID",
     "CAP_SETUID",
@@ -43,6 +46,7 @@ __all__ = [
     "drop_bounding_set",
     "drop_capabilities",
     "find_process_title",
+    "fix_capabilities",
     "mount",
     "pivot_root",
     "seal_process_title",
@@ -86,9 +90,12 @@ AT_FDCWD = -100
 # <linux/capability.h>
 CAP_CHOWN = 0
 CAP_DAC_OVERRIDE = 1
+CAP_FOWNER = 3
+CAP_FSETID = 4
 CAP_KILL = 5
 CAP_SETGID = 6
 CAP_SETUID = 7
+CAP_NET_BIND_SERVICE = 10
 CAP_SETFCAP = 31
 
 # <linux/prctl.h>
@@ -97,6 +104,7 @@ PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_MODE_FILTER = 2
 
@@ -238,6 +246,14 @@ def drop_capabilities(keep: frozenset[int] = frozenset()) -> None:
     low = sum(1 << capability for capability in keep)
     data = (ctypes.c_uint32 * 6)(low, low)
     _check(_capset(ctypes.byref(header), ctypes.byref(data)), "capset")
+
+
+def fix_capabilities() -> None:
+    """Have changes of our user id neither take nor give capabilities; for good, and for our children as well.
+
+    SECBIT_NO_SETUID_FIXUP, locked: see capabilities(7). Needs CAP_SETPCAP.
+    """
+    _check(_prctl(PR_SET_SECUREBITS, 1 << 2 | 1 << 3, 0, 0, 0), "prctl PR_SET_SECUREBITS")
 
 
 def trim_memory() -> None:

@@ -11,7 +11,7 @@ import socket
 from functools import partial
 from typing import NoReturn
 
-from . import init, kernel, pool, protocol, template
+from . import init, kernel, newborn, pool, protocol, template
 from .cell import Cell, Host, IdRanges
 from .maker import Maker, end
 from .making import CELL, TEMPLATE, make
@@ -80,7 +80,9 @@ def _work(host: Host, channel: socket.socket) -> NoReturn:
             answer = make(TEMPLATE, live, order["ids"], ids=template.IDS)
         else:
             recipe = order.get("pool")
-            live = partial(init.live, birth) if recipe is None else partial(pool.live, birth, Recipe.of_message(recipe))
+            live = partial(newborn.live, birth)
+            if recipe is not None:
+                live = partial(pool.live, birth, Recipe.of_message(recipe))
             answer = make(CELL, live, order["ids"])
         if answer is None:
             os._exit(1)  # whatever happens, this process never comes back out

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from . import kernel
 from .image import HOME, UID, Image, make_host_image
 
-__all__ = ["Stage", "enter_sandbox_root", "enter_template_root", "fit_sandbox_root", "make_stage"]
+__all__ = [
+    "Stage",
+    "enter_sandbox_root",
+    "enter_template_root",
+    "fit_sandbox_root",
+    "furnish_sandbox_root",
+    "make_stage",
+]
 
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 _DEVICE_LINKS = {
@@ -31,9 +38,13 @@ _MASKED = (
 )  # fmt: skip
 _STAGE = "/tmp"  # any directory that exists: our tmpfs covers it in our namespace only
 _STAGE_IN_TEMPLATE = "/.stage"
-_SPARE_INODES = 32  # beyond the limit: for the directories that we make ourselves
+_SPARE_INODES = 48  # beyond the limit: for the directories that we make ourselves
 # What a tenant may write to, made before there is anything of the image's: (path, mode, is the tenant's).
 _OWN_DIRECTORIES = ((HOME, 0o700, True), ("/code", 0o755, True), ("/tmp", 0o1777, False), ("/var/tmp", 0o1777, False))
+# What belongs to the user of a sandbox that lives: a machine of their own, but for the programs of the image.
+_TENANTS_DIRECTORIES = (
+    "/", "/etc", "/home", "/media", "/mnt", "/opt", "/run", "/srv", "/var", "/var/cache", "/var/lib", "/var/log",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +125,13 @@ def _make_devices(directory: str) -> None:
     kernel.set_attributes(directory, kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC)
 
 
-def enter_sandbox_root(stage: Stage, image: Image) -> None:
+def enter_sandbox_root(stage: Stage, image: Image) -> int:
     """Build the root of a sandbox and move this process into it. Runs as root of the sandbox's user namespace.
 
     One tmpfs holds everything that can be written: its size and inode limits are the disk's, and its pages are
     charged to the sandbox's memory.
+
+    Returns a descriptor of the directory in which the kernel keeps what is changed of the image.
     """
     root = _build_root(stage, image, UID)
     proc_flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
@@ -130,12 +143,14 @@ def enter_sandbox_root(stage: Stage, image: Image) -> None:
     sysctls = f"{root}/proc/sys"
     kernel.mount(sysctls, sysctls, None, kernel.MS_BIND)
     kernel.mount("none", sysctls, None, kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY | proc_flags)
+    upper = os.open(f"{stage.disk}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir(root)
     # Both at one place: the old root lands on top of the new one and is detached from there. See pivot_root(2).
     kernel.pivot_root(".", ".")
     kernel.umount(".", kernel.MNT_DETACH)
     os.chdir("/")
     os.umask(0o022)
+    return upper
 
 
 def enter_template_root(stage: Stage, image: Image) -> Stage:
@@ -160,7 +175,7 @@ def _build_root(stage: Stage, image: Image, user: int) -> str:
         disk,
         "tmpfs",
         kernel.MS_NOSUID | kernel.MS_NODEV,
-        "mode=755,size=1m,nr_inodes=64",  # just for what we make ourselves; `fit_sandbox_root` sets the real size
+        "mode=755,size=1m,nr_inodes=80",  # just for what we make ourselves; `fit_sandbox_root` sets the real size
     )
     os.umask(0)
     for name, mode in (("upper", 0o755), ("work", 0o755), ("root", 0o755), ("shm", 0o1777)):
@@ -168,6 +183,8 @@ def _build_root(stage: Stage, image: Image, user: int) -> str:
     for path, mode, is_tenants in _OWN_DIRECTORIES:
         os.makedirs(f"{disk}/upper{os.path.dirname(path)}", 0o755, exist_ok=True)
         _make_directory(f"{disk}/upper{path}", mode, user if is_tenants else 0)
+    for path in _TENANTS_DIRECTORIES[1:]:
+        os.makedirs(f"{disk}/upper{path}", 0o755, exist_ok=True)
     root = f"{disk}/root"
     # userxattr: in a user namespace overlayfs cannot keep its marks in trusted attributes. See overlayfs.rst.
     kernel.mount(
@@ -198,6 +215,12 @@ def fit_sandbox_root(*, disk_bytes: int, disk_inodes: int, cwd: str, user: int =
     if not os.path.isdir(cwd):
         os.makedirs(os.path.dirname(cwd), 0o755, exist_ok=True)
         _make_directory(cwd, 0o755, user)
+
+
+def furnish_sandbox_root(user: int = UID) -> None:
+    """Give what a machine's user may write to, to the user of a sandbox that lives. Inside, with privileges."""
+    for path in _TENANTS_DIRECTORIES:
+        os.chown(path, user, user)
 
 
 def _make_directory(path: str, mode: int, owner: int) -> None:

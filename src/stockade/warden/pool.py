@@ -28,7 +28,7 @@ def live(birth: init.Birth, recipe: Recipe) -> NoReturn:
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)  # the warden's handlers are not ours
-        init.settle(birth)
+        os.close(init.settle(birth))
         kernel.seal_process_title("init", birth.title)
         fit_sandbox_root(disk_bytes=recipe.disk_bytes, disk_inodes=recipe.disk_inodes, cwd=recipe.cwd)
         init.give_up_privileges(birth)

@@ -3,15 +3,23 @@
 SOCK_SEQPACKET: one message a packet, JSON in UTF-8, descriptors beside it (SCM_RIGHTS). A client numbers its
 requests; answers bear the number and may come in any order.
 
-    → {"op": "hello", "version": 2}                       ← {"re": 0, "ok": {…report…}}
+    → {"op": "hello", "version": 3}                       ← {"re": 0, "ok": {…report…}}
     → {"op": "run", "id": 7, "image": "host", …}          ← {"re": 7, "ok": {…}} with output descriptors
     → {"op": "template", "id": 8, "kind": "fork", …}      ← {"re": 8, "ok": {"template": 0}}
     → {"op": "run", "id": 9, "template": 0, …}            ← {"re": 9, "ok": {…}}
     → {"op": "cancel", "id": 7}                           (its answer is that of the run)
                                                           ← {"re": 7, "error": {"kind": …, "message": …}}
 
-A client that disconnects takes its runs with it. Nothing that a tenant wrote is in a message: programs, input and
-output travel in memory files whose descriptors are passed on.
+Sandboxes that live have operations of their own (`residents`); all name the sandbox, most a process of it:
+
+    → {"op": "create", "id": 10, "sandbox": "s1", …}      ← {"re": 10, "ok": {…info…}}
+    → {"op": "exec", "id": 11, "sandbox": "s1", "process": "main", …}
+                                                          ← {"re": 11, "ok": {…}} with stdout's and stderr's log, stdin
+    → {"op": "wait", "id": 12, …, "reader": 1, "at": [0, 0]}
+                                                          ← {"re": 12, "ok": {"at": …, "ends": [6, 0], "end": null}}
+
+A client that disconnects takes its runs with it, and leaves sandboxes that live as they are. Nothing that a tenant
+wrote is in a message: programs, input and output travel in memory files whose descriptors are passed on.
 """
 
 import array
@@ -22,7 +30,7 @@ from typing import Any
 
 __all__ = ["MOST_BYTES", "MOST_DESCRIPTORS", "VERSION", "ProtocolError", "memory_file", "receive", "send"]
 
-VERSION = 2
+VERSION = 3
 MOST_BYTES = 160 * 1024
 """Longest message: what a packet socket takes with the kernel's default buffer sizes (net.core.wmem_default)."""
 MOST_DESCRIPTORS = 12

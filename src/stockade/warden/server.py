@@ -13,6 +13,7 @@ import signal
 import socket
 import stat
 import struct
+import sys
 import time
 import traceback
 from collections import deque
@@ -22,11 +23,13 @@ from typing import Any
 
 from . import protocol
 from .cell import Cell, Host
+from .egress import Egress
 from .fields import Refused
 from .mason import Mason
 from .pools import Pool, Pools
 from .recipe import Recipe
 from .request import RunRequest
+from .residents import Arrival, Residents
 from .sandbox import Output, Sandbox
 
 __all__ = ["Server"]
@@ -42,6 +45,8 @@ _MOST_WAITING = 64  # answers that a client has not taken: what it asks for mean
 @dataclass(eq=False)
 class _Client:
     connection: socket.socket
+    uid: int
+    """Of the process at the other end; sandboxes that live belong to users."""
     runs: dict[int, Sandbox] = field(default_factory=dict)
     waiting: dict[int, "_Waiting"] = field(default_factory=dict)
     """Runs for which a cell is being made."""
@@ -68,7 +73,10 @@ class _Waiting:
 
 
 class Server:
-    """Serves clients until `stop` is called, or the last client is gone and `until_idle` is set."""
+    """Serves clients until `stop` is called, or the last client is gone and `until_idle` is set.
+
+    With `until_unused`, sandboxes that live keep it, too.
+    """
 
     def __init__(
         self,
@@ -79,15 +87,19 @@ class Server:
         clients: list[socket.socket],
         allowed_uids: frozenset[int],
         until_idle: bool,
+        until_unused: bool,
         mason: Mason,
         first: Cell,
         spares: int,
+        egress: Egress | None,
     ) -> None:
         self._host = host
         self._report = report
         self._listener = listener
         self._allowed_uids = allowed_uids
         self._until_idle = until_idle
+        self._until_unused = until_unused
+        self._egress = egress
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._clients: set[_Client] = set()
@@ -109,6 +121,9 @@ class Server:
             refuse=self._refuse,
             give_up=self.stop,  # whoever started us will start us again
         )
+        self._residents = Residents(self._pools, self, answer=self._answer, refuse=self._send_refusal, egress=egress)
+        if egress is not None:
+            self.watch(egress.channel.fileno(), lambda _: self._hear_egress(egress))
         if listener is not None:
             listener.setblocking(False)
             self.watch(listener.fileno(), lambda _: self._accept())
@@ -131,18 +146,25 @@ class Server:
         had_client = bool(self._clients)
         while not self._stopping:
             had_client = had_client or bool(self._clients)
-            if self._until_idle and had_client and not self._clients:
+            ends_now = self._until_idle or (self._until_unused and not self._residents.living)
+            if had_client and not self._clients and ends_now:
                 break
             self._turn()
         for client in list(self._clients):
             self._dismiss(client)
+        self._residents.close()
         self._pools.close()
         self._host.cgroups.drain()
         deadline = time.monotonic() + 5.0
-        while (self._unburied or self._host.cgroups.held) and time.monotonic() < deadline:
+        while self._is_burying and time.monotonic() < deadline:
             self._turn()
+        self._residents.close()  # what was kept of them
         if self._listener is not None:
             self._listener.close()
+
+    @property
+    def _is_burying(self) -> bool:
+        return bool(self._unburied or self._residents.unburied or self._host.cgroups.held)
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -159,6 +181,8 @@ class Server:
         if len(self._timers) > 64 + 4 * len(self._sandboxes):  # most belong to runs that are over
             self._timers = [timer for timer in self._timers if timer[2] in self._sandboxes]
             heapq.heapify(self._timers)
+        if self._residents.until_next <= now:
+            self._residents.check(now)
         if self._deaf_until is not None and self._deaf_until <= now and self._listener is not None:
             self._deaf_until = None
             self.watch(self._listener.fileno(), lambda _: self._accept())
@@ -173,8 +197,9 @@ class Server:
         waits = [_RETRY_S] if self._host.cgroups.held or self._deaf_until is not None else []
         if self._timers:
             waits.append(max(0.0, self._timers[0][0] - time.monotonic()))
-        if self._pools.tidy_at < math.inf:
-            waits.append(max(0.0, self._pools.tidy_at - time.monotonic()))
+        for due in (self._pools.tidy_at, self._residents.until_next):
+            if due < math.inf:
+                waits.append(max(0.0, due - time.monotonic()))
         return min(waits, default=-1)
 
     def watch(self, fd: int, handler: Callable[[int], None]) -> None:
@@ -192,6 +217,13 @@ class Server:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 64)
 
+    def _hear_egress(self, egress: Egress) -> None:
+        for name, why in egress.hear():
+            print(f"sandbox {name} has no way out: {why}", file=sys.stderr, flush=True)
+        if egress.is_lost:
+            self.forget(egress.channel.fileno())
+            print("the egress process is dead: sandboxes have no way out", file=sys.stderr, flush=True)
+
     # ── clients ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _accept(self) -> None:
@@ -202,16 +234,14 @@ class Server:
             self.forget(self._listener.fileno())
             self._deaf_until = time.monotonic() + _RETRY_S
             return
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        _, uid, _ = _UCRED.unpack(credentials)
-        if uid not in self._allowed_uids:
+        if _peer(connection) not in self._allowed_uids:
             connection.close()
             return
         self._welcome(connection)
 
     def _welcome(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        client = _Client(connection)
+        client = _Client(connection, _peer(connection))
         self._clients.add(client)
         self.watch(connection.fileno(), lambda events: self._attend(client, events))
 
@@ -264,11 +294,26 @@ class Server:
                 self._answer(client, _refusal(number, other))
             else:
                 self._answer(client, {"re": number, "ok": {**self._report, "warm": self._pools.report()}})
+        elif operation == "living":
+            self._answer(client, {"re": number, "ok": {"living": self._residents.living}})
         else:
-            self._answer(client, _refusal(number, Refused("invalid", f"unknown operation {operation!r}")))
+            try:
+                if not self._residents.obey(client, message, descriptors):
+                    raise Refused("invalid", f"unknown operation {operation!r}")
+            except Refused as refusal:
+                self._answer(client, _refusal(number, refusal))
+
+    def is_here(self, client: Any) -> bool:
+        """Whether a client has not gone."""
+        return client in self._clients
+
+    def _send_refusal(self, client: _Client, number: int, refusal: Refused) -> None:
+        self._answer(client, _refusal(number, refusal))
 
     def _answer(self, client: _Client, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
-        """Send, or keep for later; the descriptors stay the caller's."""
+        """Send, or keep for later; the descriptors stay the caller's. Nobody hears it once the client is gone."""
+        if client not in self._clients:
+            return
         if not client.outbox:
             try:
                 protocol.send(client.connection, message, descriptors)
@@ -322,6 +367,7 @@ class Server:
         client.outbox.clear()
         for number in [*client.waiting, *client.runs]:
             self._cancel(client, number)
+        self._residents.dismissed(client)
 
     # ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -371,9 +417,12 @@ class Server:
         self._pools.refill(pool)
 
     def _supply(self, pool: Pool, cell: Cell) -> bool:
-        """Give a new cell to a run that waits for it."""
+        """Give a new cell to a run, or a sandbox, that waits for it."""
         if not pool.waiting:
             return False
+        if isinstance(pool.waiting[0], Arrival):
+            pool.waiting.popleft().supply(cell)
+            return True
         waiting = self._next_waiting(pool)
         try:
             if not self._begin(waiting.client, waiting.request, cell, waiting.descriptors):
@@ -386,8 +435,10 @@ class Server:
         return True
 
     def _refuse(self, pool: Pool, refusal: Refused) -> None:
-        """One cell of that pool could not be made: so a run that waits for one gets none."""
-        if pool.waiting:
+        """One cell of that pool could not be made: so whoever waits for one gets none."""
+        if pool.waiting and isinstance(pool.waiting[0], Arrival):
+            pool.waiting.popleft().refuse(refusal)
+        elif pool.waiting:
             waiting = self._next_waiting(pool)
             self._answer(waiting.client, _refusal(waiting.request.id, refusal))
             waiting.close()
@@ -444,6 +495,8 @@ class Server:
         sandbox = client.runs.get(number)
         if sandbox is not None:
             sandbox.kill("cancelled")
+        elif waiting is None:
+            self._residents.cancel(client, number)
 
     def _schedule(self, sandbox: Sandbox) -> None:
         self._count += 1  # a tie-breaker: sandboxes do not compare
@@ -508,6 +561,12 @@ class Server:
         self.forget(sandbox.cell.pidfd)
         sandbox.close()
         self._unburied -= 1
+
+
+def _peer(connection: socket.socket) -> int:
+    """User id of the process at the other end, in the kernel's word."""
+    _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(uid)
 
 
 def _refusal(number: object, refusal: Refused) -> dict[str, Any]:

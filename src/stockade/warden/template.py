@@ -260,7 +260,7 @@ def _demand_one_thread() -> None:
 def _live(birth: init.Birth, recipe: Recipe, layout: Layout, handlers: dict[signal.Signals, Any]) -> None:
     """Be PID 1 of a new sandbox, as `init.live`, with a tenant's process that waits. Returns in the latter."""
     try:
-        init.settle(birth, of_template=True)
+        os.close(init.settle(birth, of_template=True))
         fit_sandbox_root(disk_bytes=recipe.disk_bytes, disk_inodes=recipe.disk_inodes, cwd=recipe.cwd)
         init.give_up_privileges(birth)
         os.chdir(recipe.cwd)

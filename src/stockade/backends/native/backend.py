@@ -1,37 +1,26 @@
 """Client of the warden: one connection, many runs under way, answers in any order."""
 
 import asyncio
-import contextlib
 import fcntl
 import os
-from typing import Any, TypeAlias
+from typing import Any
 
 from stockade.backends.base import BackendOptions, Feature, Report, SandboxSpec, Warm
-from stockade.backends.native.launch import Warden, connect_or_launch
+from stockade.backends.native.connection import ANSWER_WITHIN_S, Connection, close_all, error_of
+from stockade.backends.native.launch import connect_or_launch
 from stockade.backends.native.outcomes import decide
-from stockade.errors import BackendLost, CannotEnforce, Fault, Invalid, StockadeError, Unavailable, Unsupported
+from stockade.backends.native.sandboxes import NativeSandboxes
+from stockade.errors import BackendLost, CannotEnforce, Fault, Invalid, StockadeError, Unavailable
 from stockade.model import (
     Bundle,
-    Limits,
     OnOutputLimit,
     ProcessResult,
     ProcessSpec,
-    Template,
-    TemplateKind,
     Usage,
 )
 from stockade.warden import bundle, protocol
 
 __all__ = ["NativeBackend"]
-
-_ANSWER_WITHIN_S = 30.0  # beyond the wall limit: time to build, kill and answer
-_MOST_TEMPLATES = 1024
-_LEAST_MEMORY = 16 << 20  # bytes: what a fork and its PID 1 take before the program does
-_Key: TypeAlias = tuple[Template, str, tuple[str, ...], tuple[tuple[str, str], ...], str, Limits]
-_Answer: TypeAlias = tuple[dict[str, Any], list[int]]
-"""A message and its descriptors."""
-
-_KINDS: dict[str, type[StockadeError]] = {"invalid": Invalid, "unsupported": Unsupported, "unavailable": Unavailable}
 
 
 class FileBundle:
@@ -53,151 +42,23 @@ class FileBundle:
         self.close()
 
 
-class _Connection:
-    """Numbers requests and hands each answer, with its descriptors, to whoever waits for it."""
-
-    def __init__(self, warden: Warden) -> None:
-        self.warden = warden
-        self.lost: str | None = None
-        self._socket = warden.connection
-        self._socket.setblocking(False)
-        self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, asyncio.Future[_Answer]] = {}
-        self._number = 0
-        self._templates: dict[_Key, int] = {}
-        self._writable: asyncio.Event = asyncio.Event()
-        self._writable.set()
-        self._loop.add_reader(self._socket, self._read)
-
-    async def ask(self, message: dict[str, Any], fds: tuple[int, ...], within_s: float) -> _Answer:
-        """Send a request and wait for its answer; the answer's descriptors are the caller's to close.
-
-        When cancelled, the warden is told, and the cancellation goes on once it has answered.
-        """
-        self._number += 1
-        number = self._number
-        future: asyncio.Future[_Answer] = self._loop.create_future()
-        self._waiting[number] = future
-        try:
-            await self._send({**message, "id": number}, fds)
-            try:
-                async with asyncio.timeout(within_s):
-                    # Shielded: a cancelled future could not take the answer that we still wait for.
-                    return await asyncio.shield(future)
-            except TimeoutError:
-                raise BackendLost(f"the warden did not answer within {within_s:g} s") from None
-            except asyncio.CancelledError:
-                await self._cancel(number, future)
-                raise
-        finally:
-            self._waiting.pop(number, None)
-
-    async def template(self, sandbox: SandboxSpec, process: ProcessSpec, *, announce: bool = False) -> int | None:
-        """The number by which the warden knows what *process* may be begun from; `None` for nothing."""
-        template = process.template
-        if template is None:
-            return None
-        limits = sandbox.limits
-        env = tuple(process.env.items())
-        key = (template, sandbox.image, process.argv, env, process.cwd, limits)
-        number = self._templates.get(key)
-        if number is None or announce:
-            recipe = _recipe(template, sandbox, process)
-            answer, _ = await self.ask({"op": "template", "announce": announce, **recipe}, (), _ANSWER_WITHIN_S)
-            if "error" in answer:
-                error = _error(answer["error"])
-                if isinstance(error, Unavailable):
-                    return None  # it knows too many already: the run starts from nothing
-                raise error
-            number = int(answer["ok"]["template"])
-            if len(self._templates) < _MOST_TEMPLATES:
-                self._templates[key] = number
-        return number
-
-    async def _cancel(self, number: int, future: "asyncio.Future[_Answer]") -> None:
-        with contextlib.suppress(BaseException):
-            await self._send({"op": "cancel", "id": number}, ())
-            async with asyncio.timeout(_ANSWER_WITHIN_S):
-                _, fds = await asyncio.shield(future)
-                _close_all(fds)
-
-    async def _send(self, message: dict[str, Any], fds: tuple[int, ...]) -> None:
-        while True:
-            if self.lost is not None:
-                raise BackendLost(self.lost)
-            try:
-                protocol.send(self._socket, message, fds)
-                return
-            except BlockingIOError:
-                await self._until_writable()
-            except protocol.ProtocolError as error:
-                raise Invalid(f"arguments and environment are too long: {error}") from error
-            except UnicodeEncodeError as error:
-                raise Invalid(f"arguments and environment must be text that UTF-8 can write: {error}") from error
-            except OSError as error:
-                self._lose(f"the warden is gone: {error.strerror}")
-
-    async def _until_writable(self) -> None:
-        if self._writable.is_set():
-            self._writable.clear()
-            self._loop.add_writer(self._socket, self._now_writable)
-        await self._writable.wait()
-
-    def _now_writable(self) -> None:
-        self._loop.remove_writer(self._socket)
-        self._writable.set()
-
-    def _read(self) -> None:
-        while True:
-            try:
-                received = protocol.receive(self._socket)
-            except BlockingIOError:
-                return
-            except (OSError, protocol.ProtocolError) as error:
-                self._lose(f"the warden is gone: {error}")
-                return
-            if received is None:
-                self._lose("the warden has ended")
-                return
-            message, fds = received
-            future = self._waiting.get(message.get("re", -1))
-            if future is None or future.done():
-                _close_all(fds)
-            else:
-                future.set_result((message, fds))
-
-    def _lose(self, why: str) -> None:
-        """Every waiting request learns that its sandbox is gone."""
-        if self.lost is None:
-            self.lost = why
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
-            self._writable.set()
-            for future in self._waiting.values():
-                if not future.done():
-                    future.set_exception(BackendLost(why))
-                    future.exception()  # its waiter may be gone already: no complaint at collection
-
-    async def close(self) -> None:
-        self._lose("closed")
-        await self.warden.close()
-
-
 class NativeBackend:
     """Satisfies `stockade.backends.base.Backend`; a lost warden is replaced at the next call."""
 
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
         self._announced: list[tuple[SandboxSpec, ProcessSpec]] = []
+        self.sandboxing = NativeSandboxes(self._connected)
+        """See `stockade.backends.sandboxing`."""
 
     async def start(self) -> None:
         """See `Backend.start`."""
         await self._connected()
 
-    async def _connected(self) -> _Connection:
+    async def _connected(self) -> Connection:
         connection = self._connection
         if connection is not None and connection.lost is None:
             return connection
@@ -209,7 +70,7 @@ class NativeBackend:
                     return self._connection
                 await self._connection.close()
                 self._connection = None
-            fresh = _Connection(await connect_or_launch(self._options))
+            fresh = Connection(await connect_or_launch(self._options))
             try:
                 self._demand(_report(await self._hello(fresh)))
                 for sandbox, process in self._announced:
@@ -220,9 +81,9 @@ class NativeBackend:
             self._connection = fresh
             return fresh
 
-    async def _hello(self, connection: _Connection) -> dict[str, Any]:
+    async def _hello(self, connection: Connection) -> dict[str, Any]:
         try:
-            answer, _ = await connection.ask({"op": "hello", "version": protocol.VERSION}, (), _ANSWER_WITHIN_S)
+            answer, _ = await connection.ask({"op": "hello", "version": protocol.VERSION}, (), ANSWER_WITHIN_S)
         except BackendLost as error:
             if connection.warden.process is not None:
                 raise
@@ -232,7 +93,7 @@ class NativeBackend:
                 f"{os.geteuid()}, start it with --allow-uid {os.geteuid()}"
             ) from error
         if "error" in answer:
-            raise _error(answer["error"])
+            raise error_of(answer["error"])
         report: dict[str, Any] = answer["ok"]
         return report
 
@@ -289,15 +150,15 @@ class NativeBackend:
                 passed.append(own[-1])
             own.append(_filled("stdin", [process.stdin]))
             passed.append(own[-1])
-            answer, fds = await connection.ask(message, tuple(passed), limits.wall_s + _ANSWER_WITHIN_S)
+            answer, fds = await connection.ask(message, tuple(passed), limits.wall_s + ANSWER_WITHIN_S)
         finally:
-            _close_all(own)
+            close_all(own)
         try:
             if "error" in answer:
-                raise _error(answer["error"])
+                raise error_of(answer["error"])
             return _result(answer["ok"], fds)
         finally:
-            _close_all(fds)
+            close_all(fds)
 
     async def warm(self, sandbox: SandboxSpec, process: ProcessSpec) -> None:
         """See `Backend.warm`."""
@@ -312,7 +173,7 @@ class NativeBackend:
         try:
             if connection is not None and connection.lost is None:
                 return _report(await self._hello(connection))
-            fresh = _Connection(await connect_or_launch(self._options))
+            fresh = Connection(await connect_or_launch(self._options))
             try:
                 return _report(await self._hello(fresh))
             finally:
@@ -332,28 +193,6 @@ class NativeBackend:
                 self._connection = None
 
 
-def _recipe(template: Template, sandbox: SandboxSpec, process: ProcessSpec) -> dict[str, Any]:
-    """What the warden is told of a template."""
-    limits = sandbox.limits
-    is_fork = template.kind is TemplateKind.FORK
-    return {
-        "kind": template.kind,
-        "image": sandbox.image,
-        "argv": process.argv,
-        "env": dict(process.env),
-        "cwd": process.cwd,
-        "preload": template.preload,
-        "boot": template.boot,
-        "files": dict(template.files),
-        "memory_bytes": _LEAST_MEMORY if is_fork else limits.memory_bytes,
-        "processes": limits.processes,
-        "disk_bytes": limits.disk_bytes,
-        "disk_inodes": limits.disk_inodes,
-        "open_files": limits.open_files,
-        "stack_bytes": limits.stack_bytes,
-    }
-
-
 def _filled(name: str, pieces: list[bytes]) -> int:
     """A memory file with that content, its position at the start."""
     fd = protocol.memory_file(name)
@@ -369,15 +208,6 @@ def _filled(name: str, pieces: list[bytes]) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def _close_all(fds: list[int]) -> None:
-    while fds:
-        os.close(fds.pop())
-
-
-def _error(error: dict[str, Any]) -> StockadeError:
-    return _KINDS.get(error.get("kind", ""), Fault)(str(error.get("message")))
 
 
 def _result(facts: dict[str, Any], fds: list[int]) -> ProcessResult:

@@ -1,0 +1,235 @@
+"""Sandboxes that live, by the warden: see `stockade.backends.sandboxing`."""
+
+import asyncio
+import os
+import select
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from stockade.backends.native.connection import ANSWER_WITHIN_S, Answer, Connection, close_all, error_of
+from stockade.backends.native.files import NativeFiles
+from stockade.backends.native.streams import NativeStreams, Stdin, readers
+from stockade.backends.sandboxing import LiveExec, LiveSandbox, LiveSpec
+from stockade.errors import BackendLost, Invalid, NotFound, Unavailable
+from stockade.model import EndedBy, NetworkMode, Outcome, Protocol, Usage
+
+__all__ = ["NativeSandboxes"]
+
+_DIAL_S = 5.0
+_STUCK = "the sandbox did not answer in time; it may have used up its processor share"
+
+
+class NativeSandboxes:
+    """Satisfies `stockade.backends.sandboxing.Sandboxing`."""
+
+    def __init__(self, connected: Callable[[], Awaitable[Connection]], *, permit_private: tuple[str, ...] = ()) -> None:
+        """Speak to the warden over what *connected* gives.
+
+        Args:
+            permit_private: networks, in CIDR form, that sandboxes may connect to although they are not public.
+        """
+        self._connected = connected
+        self._permit_private = permit_private
+        self._stdins: dict[tuple[str, str], Stdin] = {}
+
+    async def create(self, name: str, spec: LiveSpec) -> LiveSandbox:
+        limits, network = spec.limits, spec.network
+        message = {
+            "op": "create",
+            "sandbox": name,
+            "image": spec.image,
+            "cwd": spec.cwd,
+            "lifetime_s": spec.lifetime_s,
+            "log_bytes": spec.log_bytes,
+            "keep_s": spec.keep_s,
+            "layer": spec.layer is not None,
+            "network": "none" if network.mode is NetworkMode.NONE else "outgoing",
+            "policy": {
+                "allow_cidrs": network.allow_cidrs,
+                "allow_domains": network.allow_domains,
+                "permit_private": self._permit_private,
+            },
+            "limits": {
+                "cpus": limits.cpus,
+                "memory_bytes": limits.memory_bytes,
+                "processes": limits.processes,
+                "disk_bytes": limits.disk_bytes,
+                "disk_inodes": limits.disk_inodes,
+                "open_files": limits.open_files,
+                "stack_bytes": limits.stack_bytes,
+            },
+        }
+        passed: list[int] = []
+        try:
+            if spec.layer is not None:
+                try:
+                    passed.append(os.open(spec.layer, os.O_RDONLY | os.O_CLOEXEC))
+                except FileNotFoundError:
+                    raise NotFound(f"there is no layer {spec.layer.name}") from None
+            return _live(await self._ask(message, tuple(passed)))
+        finally:
+            close_all(passed)
+
+    async def exec(self, name: str, process: str, spec: LiveExec) -> NativeStreams:
+        terminal = spec.terminal
+        message = {
+            "op": "exec",
+            "sandbox": name,
+            "process": process,
+            "argv": spec.argv,
+            "env": dict(spec.env),
+            "cwd": spec.cwd,
+            "user": spec.user,
+            "terminal": None if terminal is None else {"rows": terminal.rows, "columns": terminal.columns},
+        }
+        return await self._open(message)
+
+    async def open(self, name: str, process: str) -> NativeStreams:
+        return await self._open({"op": "open", "sandbox": name, "process": process})
+
+    async def _open(self, message: dict[str, Any]) -> NativeStreams:
+        """Ask for the streams of a process that is there, or will be."""
+        connection = await self._connected()
+        name, process, reader = message["sandbox"], message["process"], next(readers)
+        answer = await self._answer(connection, {**message, "reader": reader})
+        message, fds = answer
+        facts = message["ok"]
+        stdin = None
+        if facts["stdin"]:
+            stdin = self._stdins.get((name, process))
+            if stdin is None or stdin.is_closed:
+                key = (name, process)
+                stdin = Stdin(fds.pop(), is_terminal=facts["terminal"], let_go=lambda: self._stdins.pop(key, None))
+                self._stdins[key] = stdin
+            else:
+                os.close(fds.pop())
+            stdin.users += 1
+        return NativeStreams(
+            connection, name, process, reader=reader, fds=(fds[0], fds[1]), stdin=stdin, ring=int(facts["most"])
+        )
+
+    async def forget_process(self, name: str, process: str) -> None:
+        await self._ask({"op": "forget", "sandbox": name, "process": process})
+
+    async def inspect(self, name: str) -> LiveSandbox:
+        return _live(await self._ask({"op": "inspect", "sandbox": name}))
+
+    async def inventory(self) -> list[LiveSandbox]:
+        found: list[LiveSandbox] = []
+        while True:
+            page = await self._ask({"op": "inventory", "after": found[-1].name if found else ""})
+            found.extend(_live(one) for one in page["sandboxes"])
+            if not page["more"]:
+                return found
+
+    async def ended(self, name: str) -> LiveSandbox:
+        connection = await self._connected()
+        message, fds = await connection.ask({"op": "ended", "sandbox": name}, (), None)
+        close_all(fds)
+        if "error" in message:
+            raise error_of(message["error"])
+        return _live(message["ok"])
+
+    async def stop(self, name: str, *, grace_s: float) -> None:
+        await self._ask({"op": "stop", "sandbox": name, "grace_s": max(0.001, grace_s)})
+
+    async def kill(self, name: str) -> None:
+        await self._ask({"op": "kill", "sandbox": name})
+
+    async def extend(self, name: str, lifetime_s: float | None) -> None:
+        await self._ask({"op": "extend", "sandbox": name, "lifetime_s": lifetime_s})
+
+    async def remove(self, name: str) -> None:
+        await self._ask({"op": "remove", "sandbox": name})
+
+    async def files(self, name: str, *, user: str = "user") -> NativeFiles:
+        """See `Sandboxing.files`. *user*: with whose rights, `user` or `root`."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await self._ask({"op": "agent", "sandbox": name, "user": user}, (theirs.fileno(),))
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        return NativeFiles(ours)
+
+    async def dial(self, name: str, port: int, protocol: Protocol) -> socket.socket:
+        connection = await self._connected()
+        message = {"op": "dial", "sandbox": name, "port": port, "kind": protocol.value}
+        _, fds = await self._answer(connection, message)
+        if not fds:
+            raise Unavailable(f"port {port} of sandbox {name} cannot be reached")
+        found = socket.socket(fileno=fds.pop())
+        close_all(fds)
+        try:
+            await _until_connected(found, port)
+        except BaseException:
+            found.close()
+            raise
+        return found
+
+    async def _ask(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
+        answer, received = await self._answer(await self._connected(), message, fds)
+        close_all(received)
+        found: dict[str, Any] = answer["ok"]
+        return found
+
+    async def _answer(self, connection: Connection, message: dict[str, Any], fds: tuple[int, ...] = ()) -> Answer:
+        try:
+            answer = await connection.ask(message, fds, ANSWER_WITHIN_S)
+        except BackendLost:
+            if connection.lost is None:
+                raise Unavailable(_STUCK) from None
+            raise
+        if "error" in answer[0]:
+            close_all(answer[1])
+            raise error_of(answer[0]["error"])
+        return answer
+
+
+async def _until_connected(found: socket.socket, port: int) -> None:
+    """Wait until a connection that was begun is there; over loopback it nearly always is at once."""
+    if not select.select([], [found], [], 0)[1]:
+        loop = asyncio.get_running_loop()
+        writable: asyncio.Future[None] = loop.create_future()
+        loop.add_writer(found, lambda: writable.done() or writable.set_result(None))
+        try:
+            async with asyncio.timeout(_DIAL_S):
+                await writable
+        except TimeoutError:
+            raise Unavailable(f"port {port} did not answer within {_DIAL_S:g} s") from None
+        finally:
+            loop.remove_writer(found)
+    error = found.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise Unavailable(f"port {port}: {os.strerror(error)}")
+
+
+def _live(facts: dict[str, Any]) -> LiveSandbox:
+    usage = facts["usage"] or {}
+    outcome, reason = facts["outcome"], facts["reason"]
+    if not isinstance(facts.get("sandbox"), str):
+        raise Invalid("the warden's answer names no sandbox")
+    return LiveSandbox(
+        name=facts["sandbox"],
+        is_running=not facts["buried"],
+        started_at=facts["started_at"],
+        ended_at=facts["ended_at"],
+        deadline_at=facts["deadline_at"],
+        ended_by=EndedBy(reason) if reason is not None and facts["buried"] else None,
+        outcome=Outcome(outcome) if outcome is not None else None,
+        exit_code=facts["exit_code"],
+        processes=tuple(facts["processes"]),
+        usage=Usage(
+            wall_s=usage.get("wall_s", 0.0),
+            cpu_user_s=usage.get("cpu_user_us", 0) / 1e6,
+            cpu_system_s=usage.get("cpu_system_us", 0) / 1e6,
+            memory_peak_bytes=usage.get("memory_peak", 0),
+            bytes_in=usage.get("bytes_in", 0),
+            bytes_out=usage.get("bytes_out", 0),
+        ),
+        memory_bytes=usage.get("memory", 0),
+    )

@@ -1,0 +1,199 @@
+"""The way out of sandboxes, from the outside: a process of its own, and the warden's hold on it.
+
+Forked before the warden gives up its privileges and leaves the host's root: it lives in the host's network and reads
+the host's `/etc/resolv.conf`. It has no privileges (root's becomes `nobody`), cannot look into anybody and nobody into
+it, and dies with the warden. All that tenants send outside goes through it and nothing else: it is the one part of the
+warden that reads what tenants wrote.
+
+Over a packet socket (`protocol`):
+
+    → {"op": "open", "sandbox": name, "slot": 5, "policy": {…}}   with the descriptors of `outgoing.open_outgoing`
+    → {"op": "close", "sandbox": name, "slot": 5}
+                               ← {"opened": name}, {"opened": name, "error": …}, {"closed": name, "slot": 5}
+
+What a sandbox has moved stands in memory that both share, so that nobody has to ask for it.
+"""
+
+import os
+import socket
+import traceback
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import kernel, protocol
+from .egress_policy import Policy
+from .fields import Refused
+
+__all__ = ["Egress", "start"]
+
+_COUNTERS = 16  # bytes; `egress_process.COUNTERS`
+_SLOTS = 16384
+_HIGHEST_STANDARD = 2
+
+
+class Egress:
+    """The warden's side; nothing here waits."""
+
+    def __init__(self, pid: int, channel: socket.socket, counters: int) -> None:
+        self.pid = pid
+        self.channel = channel
+        """To be watched for reading; then call `hear`."""
+        self._counters = counters
+        self._slots: dict[str, int] = {}
+        self._free = list(range(_SLOTS - 1, -1, -1))
+        self._closing: set[int] = set()
+        self._outbox: deque[tuple[dict[str, Any], tuple[int, ...]]] = deque()
+        self._is_lost = False
+
+    @property
+    def is_lost(self) -> bool:
+        """The process is dead: no sandbox has a way out any more, and none can be given one."""
+        return self._is_lost
+
+    def open(self, name: str, policy: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+        """Serve a sandbox from now on. The descriptors stay the caller's.
+
+        Args:
+            name: of a sandbox that is not open.
+            policy: as `Policy.parse` reads it.
+
+        Raises:
+            Refused: the policy cannot be meant (`invalid`); the process is dead or has no room (`unavailable`).
+        """
+        try:
+            Policy.parse(policy)
+        except ValueError as error:
+            raise Refused("invalid", f"network: {error}") from error
+        if self._is_lost or not self._free or name in self._slots:
+            raise Refused("unavailable", "no way out of the sandbox can be had: restart the warden")
+        slot = self._free.pop()
+        os.pwrite(self._counters, bytes(_COUNTERS), slot * _COUNTERS)
+        self._slots[name] = slot
+        self._send({"op": "open", "sandbox": name, "slot": slot, "policy": dict(policy)}, descriptors)
+
+    def close(self, name: str) -> tuple[int, int]:
+        """Break off all of a sandbox's connections and forget it; its `usage` until now. Idempotent."""
+        usage = self.usage(name)
+        slot = self._slots.pop(name, None)
+        if slot is not None:
+            self._closing.add(slot)
+            self._send({"op": "close", "sandbox": name, "slot": slot})
+        return usage
+
+    def usage(self, name: str) -> tuple[int, int]:
+        """Bytes that came in and bytes that went out so far; zeros for a sandbox that is not open."""
+        slot = self._slots.get(name)
+        if slot is None:
+            return 0, 0
+        data = os.pread(self._counters, _COUNTERS, slot * _COUNTERS)
+        half = _COUNTERS // 2
+        return int.from_bytes(data[:half], "little"), int.from_bytes(data[half:], "little")
+
+    def hear(self) -> list[tuple[str, str]]:
+        """Take what the process has said: (name, reason) of each sandbox that it could not serve.
+
+        When it is gone, `is_lost` is set, and the channel must not be watched any longer.
+        """
+        failed = []
+        while not self._is_lost:
+            try:
+                received = protocol.receive(self.channel)
+            except BlockingIOError:
+                break
+            except (OSError, protocol.ProtocolError):
+                received = None
+            if received is None:
+                self._lose()
+                break
+            message, descriptors = received
+            for fd in descriptors:
+                os.close(fd)
+            slot = message.get("slot")
+            if "closed" in message and slot in self._closing:
+                self._closing.discard(slot)
+                self._free.append(slot)
+            if "error" in message:
+                failed.append((str(message.get("opened")), str(message["error"])))
+        self._flush()  # what it has answered, it has taken: there is room again
+        return failed
+
+    def shut(self) -> None:
+        """Let go of it; it ends by itself then."""
+        self._lose()
+        self.channel.close()
+        os.close(self._counters)
+
+    def _send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        if not self._outbox:
+            try:
+                protocol.send(self.channel, message, tuple(descriptors))
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._lose()
+                return
+            else:
+                return
+        kept: list[int] = []
+        try:
+            for fd in descriptors:
+                kept.append(os.dup(fd))
+        except OSError:  # out of descriptors: the process will say that there are too few
+            while kept:
+                os.close(kept.pop())
+        self._outbox.append((message, tuple(kept)))
+
+    def _flush(self) -> None:
+        while self._outbox and not self._is_lost:
+            message, descriptors = self._outbox[0]
+            try:
+                protocol.send(self.channel, message, descriptors)
+            except BlockingIOError:
+                return  # it has messages to answer: `hear` will be called
+            except OSError:
+                self._lose()
+                return
+            self._outbox.popleft()
+            for fd in descriptors:
+                os.close(fd)
+
+    def _lose(self) -> None:
+        self._is_lost = True
+        for _, descriptors in self._outbox:
+            for fd in descriptors:
+                os.close(fd)
+        self._outbox.clear()
+
+
+def start(title: tuple[int, int, int, int] | None = None) -> Egress:
+    """Start the process. To be called while we are in the host's root, and single-threaded.
+
+    Args:
+        title: `kernel.find_process_title()`; with it the process goes by a name of its own.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    counters = protocol.memory_file("counters")
+    os.ftruncate(counters, _SLOTS * _COUNTERS)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            last = _HIGHEST_STANDARD
+            for fd in sorted({theirs.fileno(), counters}):
+                kernel.close_range(last + 1, fd - 1)
+                last = fd
+            kernel.close_range(last + 1)
+            from .egress_process import work  # here: while our files can be read, and in this process only
+
+            work(theirs, counters, title, parent)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    theirs.close()
+    ours.setblocking(False)
+    return Egress(pid, ours, counters)

@@ -1,0 +1,142 @@
+"""What a client may ask for about sandboxes that live, checked member by member. The server is not trusted."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .fields import Refused, command, directory, number, texts, variables, whole
+
+__all__ = ["SpawnRequest", "StayRequest", "name_of", "port_of", "signal_of", "terminal_of"]
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_LONGEST_S = 366 * 86400.0
+_MOST_RULES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class StayRequest:
+    """A sandbox that lives, without a process."""
+
+    name: str
+    image: str
+    cwd: str
+    cpus: float
+    memory_bytes: int
+    processes: int
+    disk_bytes: int
+    disk_inodes: int
+    open_files: int
+    stack_bytes: int
+    lifetime_s: float | None
+    log_bytes: int
+    keep_s: float
+    layer: bool
+    outgoing: bool
+    policy: Mapping[str, Any]
+    """Where it may connect, in the words of `egress`."""
+
+    @classmethod
+    def parse(cls, message: Mapping[str, Any], descriptors: int) -> "StayRequest":
+        """Raises Refused (`invalid`) naming the member that is wrong."""
+        limits = message.get("limits")
+        if not isinstance(limits, dict):
+            raise Refused("invalid", "limits: must be an object")
+        network = message.get("network", "none")
+        if network not in ("none", "outgoing"):
+            raise Refused("unsupported", f"network {network!r} is not available; known: none, outgoing")
+        layer = message.get("layer") is True
+        if descriptors != layer:
+            raise Refused("invalid", "a layer has one descriptor")
+        lifetime = None if message.get("lifetime_s") is None else number(message, "lifetime_s", _LONGEST_S)
+        return cls(
+            name=name_of(message, "sandbox"),
+            image=str(message.get("image")),
+            cwd=directory(message, "cwd"),
+            cpus=number(limits, "cpus", 65536.0),
+            memory_bytes=whole(limits, "memory_bytes", 1 << 50),
+            processes=whole(limits, "processes", 1 << 22),
+            disk_bytes=whole(limits, "disk_bytes", 1 << 50),
+            disk_inodes=whole(limits, "disk_inodes", 1 << 31),
+            open_files=whole(limits, "open_files", 1 << 20),
+            stack_bytes=whole(limits, "stack_bytes", 1 << 40),
+            lifetime_s=lifetime,
+            log_bytes=whole(message, "log_bytes", 1 << 30, least=4096),
+            keep_s=number(message, "keep_s", _LONGEST_S),
+            layer=layer,
+            outgoing=network == "outgoing",
+            policy=_policy(message.get("policy") or {}),
+        )
+
+    def stay(self) -> dict[str, Any]:
+        """What its PID 1 is told: the members of `steward.Stay` that are not descriptors."""
+        return {
+            "cwd": self.cwd,
+            "disk_bytes": self.disk_bytes,
+            "disk_inodes": self.disk_inodes,
+            "processes": self.processes,
+            "open_files": self.open_files,
+            "stack_bytes": self.stack_bytes,
+            "layer": self.layer,
+            "outgoing": self.policy if self.outgoing else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpawnRequest:
+    """A process in a sandbox that lives."""
+
+    process: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str
+    root: bool
+    terminal: tuple[int, int] | None
+
+    @classmethod
+    def parse(cls, message: Mapping[str, Any]) -> "SpawnRequest":
+        """Raises Refused (`invalid`) naming the member that is wrong."""
+        user = message.get("user", "user")
+        if user not in ("user", "root"):
+            raise Refused("invalid", f"user: must be 'user' or 'root', not {user!r}")
+        return cls(
+            process=name_of(message, "process"),
+            argv=command(message, "argv"),
+            env=variables(message, "env"),
+            cwd=directory(message, "cwd"),
+            root=user == "root",
+            terminal=terminal_of(message) if message.get("terminal") is not None else None,
+        )
+
+
+def name_of(message: Mapping[str, Any], member: str) -> str:
+    value = message.get(member)
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise Refused("invalid", f"{member}: must be 1 to 64 letters, digits, '_', '.' or '-'")
+    return value
+
+
+def port_of(message: Mapping[str, Any]) -> int:
+    return whole(message, "port", 65535)
+
+
+def signal_of(message: Mapping[str, Any]) -> int:
+    return whole(message, "signal", 64)
+
+
+def terminal_of(message: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns."""
+    value = message.get("terminal")
+    if not isinstance(value, dict):
+        raise Refused("invalid", "terminal: must be an object")
+    return whole(value, "rows", 65535), whole(value, "columns", 65535)
+
+
+def _policy(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise Refused("invalid", "policy: must be an object")
+    policy: dict[str, Any] = {}
+    for member in ("allow_cidrs", "allow_domains", "permit_private"):
+        given = value.get(member)
+        policy[member] = None if given is None else list(texts({member: given}, member, most=_MOST_RULES))
+    return policy

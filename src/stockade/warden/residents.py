@@ -1,0 +1,675 @@
+"""The sandboxes that live: a registry that outlasts its clients, and what clients may ask of it.
+
+A client that goes away takes nothing with it but its questions. Deadlines, graces and the time for which the output of
+what has ended is kept are held here, so they hold whatever becomes of the server.
+"""
+
+import contextlib
+import heapq
+import math
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from . import protocol
+from .cell import Cell
+from .egress import Egress
+from .fields import Refused, number, whole
+from .logs import Log, Reader
+from .pools import Pools
+from .resident import MAIN, Process, Resident, Wait
+from .resident_request import SpawnRequest, StayRequest, name_of, port_of, signal_of, terminal_of
+
+__all__ = ["Arrival", "Client", "Residents"]
+
+_MOST = 4096
+_UP_S = 20.0
+_PAGE = 200
+_LONGEST_S = 366 * 86400.0
+Answer = Callable[[Any, dict[str, Any], tuple[int, ...]], None]
+
+
+class Client(Protocol):
+    """Who asks."""
+
+    uid: int
+
+
+class Loop(Protocol):
+    """The warden's loop."""
+
+    def watch(self, fd: int, handler: Callable[[int], None]) -> None: ...
+
+    def forget(self, fd: int) -> None: ...
+
+    def is_here(self, client: Any) -> bool: ...
+
+
+class Arrival:
+    """A sandbox for which a cell is being made."""
+
+    def __init__(self, residents: "Residents", request: StayRequest, owner: int, wait: Wait, layer: list[int]) -> None:
+        self.residents = residents
+        self.request = request
+        self.owner = owner
+        self.wait = wait
+        self.layer = layer
+
+    def supply(self, cell: Cell) -> None:
+        """A cell is there."""
+        self.residents.arrive(self, cell)
+
+    def refuse(self, refusal: Refused) -> None:
+        """It could not be made."""
+        self.residents.turn_away(self, refusal)
+
+    def close(self) -> None:
+        while self.layer:
+            os.close(self.layer.pop())
+
+
+class Residents:
+    """All sandboxes that live."""
+
+    def __init__(self, pools: Pools, loop: Loop, *, answer: Answer, refuse: Any, egress: Egress | None) -> None:
+        """Begin with none.
+
+        Args:
+            answer: sends a client a message with descriptors, which stay ours.
+            refuse: sends a client the reason why its question cannot be answered.
+            egress: who connects sandboxes to the outside; `None` where nobody does.
+        """
+        self._pools = pools
+        self._loop = loop
+        self._answer = answer
+        self._refuse = refuse
+        self._egress = egress
+        self._all: dict[str, Resident] = {}
+        self._arrivals: dict[str, Arrival] = {}
+        self._timers: list[tuple[float, int, Resident]] = []
+        self._count = 0
+        self.unburied = 0
+        """How many have processes."""
+        self._operations: dict[str, Callable[[Any, dict[str, Any], list[int]], None]] = {
+            "create": self._create,
+            "exec": self._exec,
+            "open": self._open,
+            "wait": self._wait,
+            "leave": self._leave,
+            "close_stdin": self._close_stdin,
+            "signal": self._signal,
+            "resize": self._resize,
+            "forget": self._forget,
+            "inspect": self._inspect,
+            "inventory": self._inventory,
+            "ended": self._ended,
+            "stop": self._stop,
+            "kill": self._kill,
+            "extend": self._extend,
+            "remove": self._remove,
+            "agent": self._agent,
+            "dial": self._dial,
+        }
+
+    # ── for the server ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def obey(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> bool:
+        """Do what *client* asks; False when it is none of ours. Descriptors stay the caller's.
+
+        Raises:
+            Refused: it cannot be done.
+        """
+        operation = self._operations.get(str(message.get("op")))
+        if operation is None:
+            return False
+        whole(message, "id", 1 << 53, least=0)
+        operation(client, message, descriptors)
+        return True
+
+    @property
+    def until_next(self) -> float:
+        """When `check` is to be called."""
+        return self._timers[0][0] if self._timers else math.inf
+
+    @property
+    def living(self) -> int:
+        """How many live, or are about to."""
+        return self.unburied + len(self._arrivals)
+
+    def check(self, now: float) -> None:
+        """Enforce what has come due."""
+        while self._timers and self._timers[0][0] <= now:
+            _, _, resident = heapq.heappop(self._timers)
+            if self._all.get(resident.name) is resident and (due := self._check(resident, now)) < math.inf:
+                self._schedule(resident, max(due, now + 0.001))
+
+    def dismissed(self, client: Client) -> None:
+        """A client is gone, and its questions with it."""
+        for arrival in [one for one in self._arrivals.values() if one.wait.client is client]:
+            del self._arrivals[arrival.request.name]  # the cell that was ordered for it will be kept ready
+            with contextlib.suppress(ValueError):
+                self._pools.empty.waiting.remove(arrival)
+            arrival.close()
+        for resident in list(self._all.values()):
+            resident.enders = [one for one in resident.enders if one.client is not client]
+            resident.asked = {n: one for n, one in resident.asked.items() if one.client is not client}
+            for process in resident.processes.values():
+                process.waits = [one for one in process.waits if one.client is not client]
+                gone = [key for key in process.readers if key[0] is client]
+                for key in gone:
+                    del process.readers[key]
+                if gone:
+                    self._go_on(resident, process)
+            if resident.creator is not None and resident.creator.client is client:
+                resident.kill("kill")  # nobody knows of it
+
+    def cancel(self, client: Client, number_: int) -> None:
+        """*client* does not want to know any more."""
+        for resident in self._all.values():
+            waiting = [resident.enders, *(process.waits for process in resident.processes.values())]
+            for waits in waiting:
+                for wait in [one for one in waits if one.client is client and one.number == number_]:
+                    waits.remove(wait)
+                    self._refuse(client, number_, Refused("conflict", "cancelled"))
+
+    def close(self) -> None:
+        """End all."""
+        for arrival in list(self._arrivals.values()):
+            arrival.close()
+        self._arrivals.clear()
+        for resident in list(self._all.values()):
+            if resident.buried is None:
+                resident.kill("kill")
+            else:
+                self._drop(resident)
+
+    # ── life and death ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _create(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        request = StayRequest.parse(message, len(descriptors))
+        if request.name in self._all or request.name in self._arrivals:
+            raise Refused("conflict", f"there is a sandbox {request.name} already")
+        if len(self._all) + len(self._arrivals) >= _MOST:
+            raise Refused("unavailable", f"{_MOST} sandboxes at once are too many")
+        if request.outgoing and (self._egress is None or self._egress.is_lost):
+            raise Refused("unsupported", "this warden cannot connect sandboxes to the network")
+        for fd in descriptors:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Refused("invalid", "a layer must be a regular file")
+        pool = self._pools.choose(request.image, None)
+        layer: list[int] = []
+        try:
+            for fd in descriptors:
+                layer.append(os.dup(fd))
+        except OSError as error:
+            raise Refused("unavailable", f"cannot keep the layer: {error}") from error
+        arrival = Arrival(self, request, client.uid, Wait(client, message["id"]), layer)
+        self._arrivals[request.name] = arrival
+        while (cell := self._pools.take(pool)) is not None:
+            if self._begin(arrival, cell):
+                self._pools.refill(pool)
+                return
+        pool.waiting.append(arrival)
+        self._pools.refill(pool)
+
+    def arrive(self, arrival: Arrival, cell: Cell) -> None:
+        """A cell has been made for it."""
+        if not self._begin(arrival, cell):
+            self.turn_away(arrival, Refused("unavailable", "a sandbox died before it was used"))
+
+    def turn_away(self, arrival: Arrival, refusal: Refused) -> None:
+        """There is no cell for it."""
+        self._arrivals.pop(arrival.request.name, None)
+        arrival.close()
+        self._refuse(arrival.wait.client, arrival.wait.number, refusal)
+
+    def _begin(self, arrival: Arrival, cell: Cell) -> bool:
+        """Tell a cell to stay; False when it turns out to be dead."""
+        resident = Resident(request=arrival.request, owner=arrival.owner, cell=cell, creator=arrival.wait)
+        self._loop.forget(cell.control.fileno())
+        try:
+            resident.begin(arrival.layer)
+        except (OSError, protocol.ProtocolError):
+            cell.kill()
+            cell.reap()
+            cell.free()
+            return False
+        del self._arrivals[resident.name]
+        arrival.close()
+        if arrival.request.lifetime_s is not None:
+            resident.deadline = resident.began + arrival.request.lifetime_s
+        self._all[resident.name] = resident
+        self.unburied += 1
+        self._loop.watch(cell.control.fileno(), lambda _: self._hear(resident))
+        self._loop.watch(cell.pidfd, lambda _: self._bury(resident))
+        self._schedule(resident, resident.began + _UP_S)
+        return True
+
+    def _schedule(self, resident: Resident, when: float) -> None:
+        self._count += 1  # a tie-breaker: sandboxes do not compare
+        heapq.heappush(self._timers, (when, self._count, resident))
+
+    def _check(self, resident: Resident, now: float) -> float:
+        """Enforce what has come due of one; returns when to look again."""
+        if resident.buried is not None:
+            self._lose_patience(resident, now)
+            gone_at = resident.buried + resident.request.keep_s
+            if now >= gone_at:
+                self._drop(resident)
+                return math.inf
+            return gone_at
+        if resident.up is None and resident.ended is None and now >= resident.began + _UP_S:
+            resident.failure = f"the sandbox was not ready within {_UP_S:g} s"
+            resident.kill("failure")
+        if resident.ended is not None:
+            return math.inf  # its burial schedules what follows
+        if resident.deadline is not None and now >= resident.deadline:
+            resident.kill("deadline")
+            return math.inf
+        if resident.stop_at is not None and now >= resident.stop_at:
+            resident.kill("stop")
+            return math.inf
+        due = [one for one in (resident.deadline, resident.stop_at) if one is not None]
+        if resident.up is None:
+            due.append(resident.began + _UP_S)
+        return min([*due, self._lose_patience(resident, now)])
+
+    def _hear(self, resident: Resident) -> None:
+        news, more = resident.hear()
+        for message, descriptors in news:
+            try:
+                self._learn(resident, message, descriptors)
+            except (KeyError, TypeError, ValueError):  # PID 1 does not speak our language: it is not itself any more
+                more = False
+            finally:
+                for fd in descriptors:
+                    os.close(fd)
+        if not more:
+            self._loop.forget(resident.cell.control.fileno())
+            resident.kill("itself")
+
+    def _learn(self, resident: Resident, message: dict[str, Any], descriptors: list[int]) -> None:
+        """One piece of news of PID 1's; takes from *descriptors* what it keeps."""
+        if "exited" in message:
+            process = resident.by_number.get(message["exited"])
+            if process is not None and process.end is None:
+                resident.exited(process, int(message["status"]), float(message["at"]), disk_full=message["disk_full"])
+                self._end_process(resident, process)
+        elif "spawned" in message:
+            self._spawned(resident, message, descriptors)
+        elif "dialled" in message:
+            wait = resident.asked.pop(message["dialled"], None)
+            if wait is None:
+                return
+            if descriptors:
+                self._answer(wait.client, {"re": wait.number, "ok": {}}, tuple(descriptors))
+            else:
+                why = f"port not reachable: {str(message.get('refused'))[:200]}"
+                self._refuse(wait.client, wait.number, Refused("unavailable", why))
+        elif "up" in message:
+            self._is_up(resident, float(message["up"]), descriptors)
+        elif "failed" in message:
+            resident.failure = str(message["failed"])[:2000]
+            resident.kill("failure")
+
+    def _is_up(self, resident: Resident, at: float, listeners: list[int]) -> None:
+        if resident.up is not None:
+            return
+        resident.up = at
+        if listeners and self._egress is not None:
+            passed = tuple(listeners)
+            listeners.clear()  # they are the egress's to close
+            try:
+                self._egress.open(resident.name, resident.request.policy, passed)
+            except Refused as refusal:
+                resident.failure = str(refusal)
+                resident.kill("failure")
+                return
+        wait, resident.creator = resident.creator, None
+        self._schedule(resident, time.monotonic())
+        if wait is not None:
+            self._answer(wait.client, {"re": wait.number, "ok": resident.info(in_full=False)}, ())
+
+    def _bury(self, resident: Resident) -> None:
+        """PID 1 has ended, and the kernel has ended all others in its namespace."""
+        cell = resident.cell
+        if not cell.reap(wait=False):  # news of a descriptor that had its number before
+            return
+        pidfd = cell.pidfd
+        while True:
+            news, _ = resident.hear()
+            if not news:
+                break
+            for message, descriptors in news:
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    if "exited" in message or "failed" in message:
+                        self._learn(resident, message, descriptors)
+                for fd in descriptors:
+                    os.close(fd)
+        self._loop.forget(cell.control.fileno())
+        self._loop.forget(pidfd)
+        self.unburied -= 1
+        if self._egress is not None and resident.request.outgoing:
+            resident.traffic = self._egress.close(resident.name)
+        resident.settle_end()
+        cell.free()
+        for process in list(resident.processes.values()):
+            process.close_stdin()
+            for log in process.logs:
+                self._pump(resident, process, log)
+        for wait in resident.asked.values():
+            self._refuse(wait.client, wait.number, Refused("conflict", f"sandbox {resident.name} has ended"))
+        resident.asked.clear()
+        if resident.creator is not None:
+            wait, resident.creator = resident.creator, None
+            why = resident.failure or "it was ended before it was up"
+            self._refuse(wait.client, wait.number, Refused("fault", f"the sandbox could not be made: {why}"))
+            self._drop(resident)
+            return
+        for wait in resident.enders:
+            self._answer(wait.client, {"re": wait.number, "ok": resident.info()}, ())
+        resident.enders.clear()
+        self._schedule(resident, time.monotonic() + resident.request.keep_s)
+
+    def _drop(self, resident: Resident) -> None:
+        """Forget one that is buried."""
+        if self._all.get(resident.name) is resident:
+            del self._all[resident.name]
+        for process in list(resident.processes.values()):
+            self._drop_process(resident, process)
+
+    # ── processes and their output ──────────────────────────────────────────────────────────────────────────────
+
+    def _exec(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        resident.forget_some(lambda process: self._drop_process(resident, process))
+        request = SpawnRequest.parse(message)
+        process = resident.spawn(request, Wait(client, message["id"]))
+        self._admit(client, message, process)
+        if not process.is_terminal:
+            for log in process.logs:
+                self._watch(resident, process, log)
+
+    def _spawned(self, resident: Resident, message: dict[str, Any], descriptors: list[int]) -> None:
+        process = resident.by_number.get(message["spawned"])
+        if process is None:
+            return
+        wait = resident.asked.pop(process.number, None)
+        if "busy" in message:
+            self._drop_process(resident, process)
+            if wait is not None:
+                self._refuse(wait.client, wait.number, Refused("unavailable", str(message["busy"])[:500]))
+            return
+        process.started = True
+        if process.is_terminal and descriptors:
+            master = descriptors.pop(0)
+            process.stdin = process.logs[0].source = master
+            self._watch(resident, process, process.logs[0])
+        if wait is not None:
+            self._hand_out(wait, process)
+        if "refused" in message:
+            code = 127 if message.get("code") == 127 else 126
+            process.end = {"outcome": "exited", "exit_code": code, "at": time.monotonic()}
+            text = f"{str(message['refused'])[:2000]}\n".encode(errors="replace")[: process.logs[1].most]
+            log = process.logs[0 if process.is_terminal else 1]
+            log.end += os.pwrite(log.file, text, 0)
+            if process.name == MAIN:
+                resident.main_end = process.end
+            self._end_process(resident, process)
+
+    def _hand_out(self, wait: Wait, process: Process) -> None:
+        """Answer with the descriptors by which a process is read and written to."""
+        fds: list[int] = []
+        try:
+            for log in process.logs:
+                fds.append(log.for_reading())
+            has_stdin = process.stdin is not None
+            if process.stdin is not None:
+                fds.append(os.dup(process.stdin))
+        except OSError as error:
+            self._refuse(wait.client, wait.number, Refused("unavailable", f"no descriptors are left: {error}"))
+        else:
+            answer = {"stdin": has_stdin, "terminal": process.is_terminal, "most": process.logs[0].most}
+            self._answer(wait.client, {"re": wait.number, "ok": answer}, tuple(fds))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _end_process(self, resident: Resident, process: Process) -> None:
+        """A process has ended: take what it still printed, tell, and with the main one end the sandbox."""
+        for log in process.logs:
+            self._pump(resident, process, log)
+        if process.name == MAIN:
+            resident.kill("stop" if resident.stop_at is not None else "itself")
+        else:
+            process.close_stdin()
+
+    def _watch(self, resident: Resident, process: Process, log: Log) -> None:
+        if log.source is not None:
+            self._loop.watch(log.source, lambda _: self._pump(resident, process, log))
+
+    def _pump(self, resident: Resident, process: Process, log: Log) -> None:
+        source = log.source
+        going = log.pump(list(process.readers.values()))
+        if not going:
+            if source is not None:
+                self._loop.forget(source)
+                log.close_source()
+        elif log.blocked and source is not None:
+            self._loop.forget(source)
+            self._schedule(resident, self._lose_patience(resident, time.monotonic()))
+        self._tell(process)
+
+    def _lose_patience(self, resident: Resident, now: float) -> float:
+        """See to logs that wait for a reader; returns when to look again."""
+        due = math.inf
+        for process in resident.processes.values():
+            for log in process.logs:
+                if not log.blocked:
+                    continue
+                lost = False
+                for reader in process.readers.values():
+                    if reader.is_waited_for and log.most - (log.end - reader.at[log.number]) <= 0:
+                        left = reader.tries_patience(now)
+                        lost = lost or left <= 0
+                        due = min(due, now + left) if left > 0 else due
+                if lost:
+                    self._go_on(resident, process)
+        return due
+
+    def _go_on(self, resident: Resident, process: Process) -> None:
+        """Readers have gone on, or away: take what had to wait for them."""
+        for log in process.logs:
+            if log.blocked and log.source is not None:
+                log.blocked = False
+                self._watch(resident, process, log)
+
+    def _tell(self, process: Process) -> None:
+        """Answer those who wait for output, where there is some."""
+        for wait in list(process.waits):
+            assert wait.reader is not None
+            position = process.position(wait.reader.at)
+            if position is not None:
+                process.waits.remove(wait)
+                self._answer(wait.client, {"re": wait.number, "ok": position}, ())
+
+    def _open(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        process = self._find(client, message).process(name_of(message, "process"))
+        if not process.started and process.end is None:
+            raise Refused("unavailable", "the process is being started")
+        self._admit(client, message, process)
+        self._hand_out(Wait(client, message["id"]), process)
+
+    @staticmethod
+    def _admit(client: Client, message: dict[str, Any], process: Process) -> Reader:
+        """The reader that a message speaks for: what is there when it first comes is kept for it."""
+        key = (client, whole(message, "reader", 1 << 53, least=0))
+        return process.readers.setdefault(key, Reader(at=process.starts))
+
+    def _wait(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        process = resident.process(name_of(message, "process"))
+        given = message.get("at")
+        if not isinstance(given, list) or len(given) != 2:
+            raise Refused("invalid", "at: must be two offsets")
+        at = [whole({"at": one}, "at", 1 << 62, least=0) for one in given]
+        if any(one > end for one, end in zip(at, process.ends, strict=True)):
+            raise Refused("invalid", "at: lies beyond what the process has printed")
+        reader = self._admit(client, message, process)
+        at = reader.ask(at, process.starts, process.ends)
+        self._go_on(resident, process)
+        position = process.position(at)
+        if position is None:
+            process.waits.append(Wait(client, message["id"], reader))
+        else:
+            self._answer(client, {"re": message["id"], "ok": position}, ())
+
+    def _leave(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        process = resident.processes.get(name_of(message, "process"))
+        if process is not None and process.readers.pop((client, whole(message, "reader", 1 << 53, least=0)), None):
+            self._go_on(resident, process)
+        self._done(client, message)
+
+    def _close_stdin(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        process = self._find(client, message).process(name_of(message, "process"))
+        process.close_stdin()
+        self._done(client, message)
+
+    def _signal(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        process = resident.process(name_of(message, "process"))
+        if process.end is None and resident.ended is None:
+            resident.order({"do": "signal", "n": process.number, "signal": signal_of(message)})
+        self._done(client, message)
+
+    def _resize(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        process = self._find(client, message).process(name_of(message, "process"))
+        with contextlib.suppress(OSError):
+            process.resize(*terminal_of(message))
+        self._done(client, message)
+
+    def _forget(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        process = resident.processes.get(name_of(message, "process"))
+        if process is not None:
+            if process.name == MAIN:
+                raise Refused("invalid", "the main process goes with its sandbox")
+            if process.end is None and resident.ended is None:
+                with contextlib.suppress(Refused):
+                    resident.order({"do": "signal", "n": process.number, "signal": 9})
+            self._drop_process(resident, process)
+        self._done(client, message)
+
+    def _drop_process(self, resident: Resident, process: Process) -> None:
+        resident.processes.pop(process.name, None)
+        resident.by_number.pop(process.number, None)
+        for wait in process.waits:
+            self._refuse(wait.client, wait.number, Refused("not_found", "its output is not kept any longer"))
+        process.waits.clear()
+        for log in process.logs:
+            if log.source is not None:
+                self._loop.forget(log.source)
+        process.close()
+
+    # ── the sandbox as a whole ──────────────────────────────────────────────────────────────────────────────────
+
+    def _find(self, client: Client, message: dict[str, Any]) -> Resident:
+        """The sandbox that a message is about. Another user's is as good as none."""
+        name = name_of(message, "sandbox")
+        resident = self._all.get(name)
+        if resident is None or resident.owner != client.uid or resident.creator is not None:
+            raise Refused("not_found", f"there is no sandbox {name}")
+        return resident
+
+    def _done(self, client: Client, message: dict[str, Any]) -> None:
+        self._answer(client, {"re": message["id"], "ok": {}}, ())
+
+    def _inspect(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        if self._egress is not None and resident.request.outgoing and resident.buried is None:
+            resident.traffic = self._egress.usage(resident.name)
+        self._answer(client, {"re": message["id"], "ok": resident.info()}, ())
+
+    def _inventory(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        after = str(message.get("after", ""))
+        mine = sorted(
+            n for n, one in self._all.items() if one.owner == client.uid and one.creator is None and n > after
+        )
+        page = [self._all[name].info(in_full=False) | {"processes": []} for name in mine[:_PAGE]]
+        self._answer(client, {"re": message["id"], "ok": {"sandboxes": page, "more": len(mine) > _PAGE}}, ())
+
+    def _ended(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        if resident.buried is not None:
+            self._answer(client, {"re": message["id"], "ok": resident.info()}, ())
+        else:
+            resident.enders.append(Wait(client, message["id"]))
+
+    def _stop(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        grace_s = number(message, "grace_s", _LONGEST_S)
+        main = resident.processes.get(MAIN)
+        if resident.ended is None and resident.stop_at is None:
+            resident.stop_at = time.monotonic() + grace_s
+            if main is None or main.end is not None:
+                resident.kill("stop")
+            else:
+                with contextlib.suppress(Refused):  # it is killed when the grace is over
+                    resident.order({"do": "signal", "n": main.number, "signal": 15})
+                self._schedule(resident, resident.stop_at)
+        self._done(client, message)
+
+    def _kill(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        if resident.buried is None:
+            resident.kill("kill")
+        self._done(client, message)
+
+    def _extend(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        if resident.ended is not None:
+            raise Refused("conflict", f"sandbox {resident.name} has ended")
+        if message.get("lifetime_s") is None:
+            resident.deadline = None
+        else:
+            resident.deadline = time.monotonic() + number(message, "lifetime_s", _LONGEST_S)
+            self._schedule(resident, resident.deadline)
+        self._answer(client, {"re": message["id"], "ok": resident.info(in_full=False)}, ())
+
+    def _remove(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        try:
+            resident = self._find(client, message)
+        except Refused as refusal:
+            if refusal.kind != "not_found":
+                raise
+        else:
+            if resident.buried is not None:
+                self._drop(resident)
+            else:
+                resident.request = _kept_no_longer(resident.request)
+                resident.kill("kill")
+        self._done(client, message)
+
+    def _agent(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        if len(descriptors) != 1 or not stat.S_ISSOCK(os.fstat(descriptors[0]).st_mode):
+            raise Refused("invalid", "an agent needs one socket")
+        resident.order({"do": "agent", "root": message.get("user") == "root"}, (descriptors[0],))
+        self._done(client, message)
+
+    def _dial(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        kind = message.get("kind", "tcp")
+        if kind not in ("tcp", "udp"):
+            raise Refused("invalid", "kind: must be 'tcp' or 'udp'")
+        asked = resident.next_number()
+        resident.order({"do": "dial", "n": asked, "port": port_of(message), "kind": kind})
+        resident.asked[asked] = Wait(client, message["id"])
+
+
+def _kept_no_longer(request: StayRequest) -> StayRequest:
+    return replace(request, keep_s=0.001)

@@ -1,0 +1,291 @@
+"""PID 1 of a sandbox that lives: it starts processes when the warden says so, and reaps them.
+
+It has given up its privileges by then, apart from those that root of the sandbox has over the sandbox's own files, ids
+and processes: processes are started as the user or as that root. What it starts inherits namespaces, groups,
+limits and filter from it, so nothing ever has to enter a sandbox from outside.
+
+It never reads what a tenant wrote. It takes orders over its control socket, one JSON message each:
+
+    {"do": "spawn", "n": 3, "argv": …, "env": …, "cwd": …, "root": false, "terminal": null}   stdin, stdout, stderr
+    {"do": "signal", "n": 3, "signal": 15}
+    {"do": "agent", "root": false}                                                       a socket
+    {"do": "dial", "n": 4, "port": 80, "kind": "tcp"}
+
+and tells {"up": …}, {"spawned": 3, …}, {"exited": 3, …}, {"dialled": 4, …}, {"failed": …}.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from . import agent, init, kernel, layers, outgoing, protocol
+from .image import UID
+from .mounts import fit_sandbox_root, furnish_sandbox_root
+
+__all__ = ["Stay", "live"]
+
+_TIOCGPTN = 0x8004_5430
+_TIOCSPTLCK = 0x4004_5431
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stay:
+    """What a sandbox that lives is to be: the warden's message, taken apart. The warden has checked it."""
+
+    cwd: str
+    disk_bytes: int
+    disk_inodes: int
+    processes: int
+    open_files: int
+    stack_bytes: int
+    layer: bool
+    """Whether the first descriptor is a layer, to be unpacked over the image."""
+    outgoing: Mapping[str, Any] | None
+    """Where it may connect, in the words of `egress`; `None` for nowhere."""
+    descriptors: list[int]
+    upper: int
+
+
+def live(birth: init.Birth, stay: Stay) -> NoReturn:
+    """Be PID 1 until the warden ends the sandbox. Never returns."""
+    control = socket.socket(fileno=birth.control)
+    control.setblocking(True)
+    try:
+        for one in (birth.stdout, birth.stderr):
+            os.close(one)
+        fit_sandbox_root(disk_bytes=stay.disk_bytes, disk_inodes=stay.disk_inodes, cwd=stay.cwd)
+        furnish_sandbox_root()
+        listeners: tuple[int, ...] = ()
+        if stay.outgoing is not None:
+            listeners = tuple(outgoing.open_outgoing(stay.outgoing))
+            outgoing.write_resolver_file()
+        _become_steward(birth)
+        init.set_rlimits(birth, stay)
+        kernel.set_seccomp(birth.seccomp)
+        if stay.layer:
+            layers.unpack(stay.descriptors[0], "/")
+        keep = {birth.control, stay.upper, *listeners} | ({birth.cpu_stat} if birth.cpu_stat is not None else set())
+        init.close_all_but(keep)
+        protocol.send(control, {"up": time.monotonic()}, listeners)
+        for one in listeners:
+            os.close(one)
+        _Steward(birth, control, stay.upper).work()
+    except BaseException as error:  # whatever it is, the warden must hear of it
+        with contextlib.suppress(OSError, protocol.ProtocolError):
+            protocol.send(control, {"failed": f"{type(error).__name__}: {error}"[:2000]})
+    os._exit(1)
+
+
+def _become_steward(birth: init.Birth) -> None:
+    """Give up everything but what a sandbox's root may do with what is the sandbox's own."""
+    if birth.own_ids:
+        kernel.fix_capabilities()
+        os.setgroups([])
+        os.setresgid(UID, UID, UID)
+        os.setresuid(UID, UID, UID)
+        kernel.drop_capabilities(init.ROOT_CAPABILITIES)
+    else:  # there is one id only
+        kernel.drop_bounding_set()
+        kernel.drop_capabilities()
+    kernel.set_no_new_privileges()
+    kernel.set_dumpable(dumpable=False)
+    kernel.set_parent_death_signal(signal.SIGKILL)  # after the ids: changing them clears it
+
+
+class _Steward:
+    def __init__(self, birth: init.Birth, control: socket.socket, upper: int) -> None:
+        self._birth = birth
+        self._control = control
+        self._upper = upper
+        self._pids: dict[int, int] = {}
+        """Number of each process that the warden knows, by its pid."""
+        self._woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        # A handler, which is why the tenant can send us this one: it makes us look for children, no more.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def work(self) -> None:
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self._woken:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._woken, 4096)
+                    self._reap()
+                    continue
+                received = protocol.receive(self._control)
+                if received is None:
+                    return  # the warden is gone, and with it the sandbox
+                order, descriptors = received
+                try:
+                    self._obey(order, descriptors)
+                finally:
+                    for one in descriptors:
+                        os.close(one)
+
+    def _tell(self, news: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+        protocol.send(self._control, news, descriptors)  # waits while the warden is busy
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            number = self._pids.pop(pid, None)
+            if number is not None:
+                disk = os.statvfs("/dev/shm")  # the same file system as everything that can be written
+                full = disk.f_bfree == 0 or disk.f_ffree == 0
+                self._tell({"exited": number, "status": status, "at": time.monotonic(), "disk_full": full})
+
+    def _obey(self, order: dict[str, Any], descriptors: list[int]) -> None:
+        what = order["do"]
+        if what == "spawn":
+            self._spawn(order, descriptors)
+        elif what == "signal":
+            pid = next((pid for pid, number in self._pids.items() if number == order["n"]), None)
+            if pid is not None:
+                _signal(pid, order["signal"])
+        elif what == "agent":
+            self._begin_agent(descriptors[0], root=order["root"])
+        elif what == "dial":
+            self._dial(order)
+
+    # ── processes ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _spawn(self, order: dict[str, Any], descriptors: list[int]) -> None:
+        number, master = order["n"], -1
+        began = time.monotonic()
+        try:
+            with self._as_user(root=order["root"]):
+                if order["terminal"] is not None:
+                    master, path = _open_terminal(*order["terminal"])
+                    actions: list[Any] = [
+                        (os.POSIX_SPAWN_OPEN, 0, path, os.O_RDWR, 0),  # which makes it the new session's
+                        (os.POSIX_SPAWN_DUP2, 0, 1),
+                        (os.POSIX_SPAWN_DUP2, 0, 2),
+                    ]
+                else:
+                    actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate(descriptors)]
+                pid = _start(order["argv"], order["env"], order["cwd"], actions)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ENOMEM):
+                self._tell({"spawned": number, "busy": f"no room for another process: {error.strerror}"})
+            else:
+                code = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
+                why = f"cannot start {order['argv'][0]}: {error.strerror or error}"
+                self._tell({"spawned": number, "refused": why[:2000], "code": code})
+        else:
+            self._pids[pid] = number
+            self._tell({"spawned": number, "at": began}, (master,) if master >= 0 else ())
+        finally:
+            if master >= 0:
+                os.close(master)
+
+    @contextlib.contextmanager
+    def _as_user(self, *, root: bool) -> Iterator[None]:
+        """Be root of the sandbox for a moment. No capability comes or goes with it; those that we have, root keeps."""
+        if not root:
+            yield
+            return
+        if not self._birth.own_ids:
+            raise PermissionError(errno.EPERM, "this warden has one user id only: there is no root inside")
+        os.setresgid(0, 0, UID)
+        os.setresuid(0, 0, UID)
+        try:
+            yield
+        finally:
+            os.setresuid(UID, UID, UID)
+            os.setresgid(UID, UID, UID)
+            kernel.set_parent_death_signal(signal.SIGKILL)  # changing the ids has cleared it
+
+    def _begin_agent(self, channel: int, *, root: bool) -> None:
+        try:
+            pid = os.fork()
+        except OSError:
+            return  # its channel is closed, which tells
+        if pid:
+            return
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            init.close_all_but({channel, self._upper})
+            if self._birth.own_ids and root:
+                os.setresgid(0, 0, 0)
+                os.setresuid(0, 0, 0)
+            elif self._birth.own_ids:
+                kernel.drop_capabilities()
+            kernel.set_dumpable(dumpable=False)
+            kernel.set_parent_death_signal(signal.SIGKILL)
+            os.setsid()
+            agent.serve(channel, self._upper)
+        finally:
+            os._exit(1)
+
+    # ── ports ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _dial(self, order: dict[str, Any]) -> None:
+        kind = socket.SOCK_DGRAM if order["kind"] == "udp" else socket.SOCK_STREAM
+        why = "nothing listens there"
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            try:
+                with socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as found:
+                    result = found.connect_ex((address, order["port"]))
+                    if result in (0, errno.EINPROGRESS):
+                        self._tell({"dialled": order["n"]}, (found.fileno(),))
+                        return
+                    why = os.strerror(result)
+            except OSError as error:
+                why = str(error)
+        self._tell({"dialled": order["n"], "refused": why})
+
+
+def _start(argv: list[str], env: Mapping[str, str], cwd: str, actions: list[Any]) -> int:
+    os.chdir(cwd)
+    try:
+        return os.posix_spawn(
+            init.find_program(argv[0], env),
+            argv,
+            env,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD),  # Python ignores the first two
+        )
+    finally:
+        os.chdir("/")
+
+
+def _open_terminal(rows: int, columns: int) -> tuple[int, str]:
+    """A new terminal of the sandbox's own: its master side, and the path of its slave side. See pts(4)."""
+    master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+        (number,) = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, bytes(4)))
+        fcntl.ioctl(master, 0x5414, struct.pack("HHHH", rows, columns, 0, 0))  # TIOCSWINSZ
+    except OSError:
+        os.close(master)
+        raise
+    return master, f"/dev/pts/{number}"
+
+
+def _signal(pid: int, number: int) -> None:
+    """To a process and its group. It has not been reaped yet: the id cannot be another's."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)

@@ -1,0 +1,381 @@
+"""What every backend whose sandboxes live must do: the same cases for each."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from stockade.backends.base import Backend
+from stockade.backends.sandboxing import MAIN, Output, Sandboxing
+from stockade.errors import Conflict, NotFound, Unavailable
+from stockade.model import EndedBy, Outcome, Protocol, TerminalSize
+from tests.backends.living import collect, eventually, live_spec, living, ran, start
+from tests.backends.sandboxes import MB
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def sandboxing(backend: Backend) -> Sandboxing:
+    found: Sandboxing | None = getattr(backend, "sandboxing", None)
+    if found is None:
+        pytest.skip("this backend's sandboxes do not live")
+    return found
+
+
+async def test_many_processes_share_files_and_processes_of_one_sandbox(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        await ran(sandboxing, name, "sh", "-c", "echo kept > /tmp/note; mkdir /srv/made")
+        assert await ran(sandboxing, name, "cat", "/tmp/note") == (b"kept\n", b"", 0)
+        sleeper = await start(sandboxing, name, "sleep", "77")
+        out, _, _ = await ran(sandboxing, name, "pgrep", "-f", "sleep 77")
+        assert out.strip().isdigit()
+        sleeper.close()
+
+
+async def test_streams_are_apart_binary_safe_and_complete(sandboxing: Sandboxing) -> None:
+    every = bytes(range(256)) * 4096
+    async with living(sandboxing) as name:
+        out, err, code = await ran(sandboxing, name, "sh", "-c", "cat; echo low >&2; exit 9", stdin=every)
+        assert (out, err, code) == (every, b"low\n", 9)
+
+
+async def test_each_reader_gets_everything_also_after_the_end(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        first = await start(sandboxing, name, "sh", "-c", "echo one; sleep 0.2; echo two; exit 3", process="p")
+        second = await sandboxing.open(name, "p")
+        results = await asyncio.gather(collect(first), collect(second))
+        late = await sandboxing.open(name, "p")
+        results.append(await collect(late))
+        assert {(out, end.exit_code) for out, _, end in results} == {(b"one\ntwo\n", 3)}
+        assert (await collect(late, out=4))[0] == b"two\n"
+        for one in (first, second, late):
+            one.close()
+
+
+async def test_a_reader_that_keeps_up_slows_the_process_and_misses_nothing(sandboxing: Sandboxing) -> None:
+    """1,000 times what the log holds."""
+    async with living(sandboxing, log_bytes=64 << 10) as name:
+        out, _, code = await ran(sandboxing, name, "sh", "-c", "yes | head -c 67108864")
+        assert (len(out), code) == (64 * MB, 0)
+        assert out == b"y\n" * (32 * MB)
+
+
+async def test_without_readers_the_oldest_output_is_dropped_and_it_is_said_how_much(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing, log_bytes=64 << 10) as name:
+        (await start(sandboxing, name, "sh", "-c", "yes | head -c 1000000; exit 3", process="p")).close()
+
+        async def end() -> Output | None:
+            reader = await sandboxing.open(name, "p")
+            try:
+                return await asyncio.wait_for(reader.read(0, 0), 20)
+            finally:
+                reader.close()
+
+        async def all_is_there() -> Output | None:
+            output = await end()
+            return output if output is not None and output.stdout.end == 10**6 else None
+
+        output = await eventually(all_is_there)
+        assert output.stdout.dropped == 10**6 - (64 << 10)
+        assert output.stdout.data == b"y\n" * (32 << 10)
+
+
+async def test_a_reader_that_stalls_does_not_hold_the_process_for_ever(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing, log_bytes=64 << 10) as name:
+        stalled = await start(sandboxing, name, "sh", "-c", "yes | head -c 1000000; exit 4", process="p")
+        await asyncio.wait_for(stalled.read(0, 0), 20)  # and never again
+        reader = await sandboxing.open(name, "p")
+        total, at, end = 0, 0, None
+        while end is None:
+            output = await asyncio.wait_for(reader.read(at, 0), 40)
+            at, end = output.stdout.end, output.end
+            total += len(output.stdout.data) + output.stdout.dropped
+        assert total == 10**6
+        assert end.exit_code == 4
+        stalled.close()
+        reader.close()
+
+
+async def test_input_is_streamed_and_closed(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        streams = await start(sandboxing, name, "cat")
+        await streams.write(b"a")
+        assert (await asyncio.wait_for(streams.read(0, 0), 20)).stdout.data == b"a"
+        other = await sandboxing.open(name, (await sandboxing.inspect(name)).processes[0])
+        await other.write(b"b")
+        assert (await asyncio.wait_for(streams.read(1, 0), 20)).stdout.data == b"b"
+        await other.close_stdin()
+        assert not await streams.write(b"c")
+        assert (await collect(streams))[2].exit_code == 0
+        streams.close()
+        other.close()
+
+
+async def test_writing_to_a_process_that_does_not_read_waits_and_to_one_that_cannot_says_so(
+    sandboxing: Sandboxing,
+) -> None:
+    async with living(sandboxing) as name:
+        asleep = await start(sandboxing, name, "sleep", "60")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asleep.write(bytes(MB)), 0.3)
+        asleep.close()
+        deaf = await start(sandboxing, name, "sh", "-c", "exec <&-; echo shut; sleep 60")
+        await asyncio.wait_for(deaf.read(0, 0), 20)
+        assert not await asyncio.wait_for(deaf.write(b"x"), 20)
+        deaf.close()
+
+
+async def test_signals_reach_the_process_and_its_group(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        streams = await start(sandboxing, name, "sh", "-c", "trap 'echo term; exit 5' TERM; sleep 60 & echo up; wait")
+        await asyncio.wait_for(streams.read(0, 0), 20)
+        await streams.signal(signal.SIGTERM)
+        out, _, end = await collect(streams)
+        assert (out, end.exit_code) == (b"up\nterm\n", 5)
+        killed = await start(sandboxing, name, "sleep", "60")
+        await killed.signal(signal.SIGKILL)
+        _, _, end = await collect(killed)
+        assert (end.outcome, end.exit_code) == (Outcome.SIGNALED, 137)
+        assert (await ran(sandboxing, name, "pgrep", "sleep"))[0] == b""
+
+
+async def test_a_terminal_has_a_size_that_can_change_and_is_one_stream(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        script = "stty size; trap 'stty size; exit' WINCH; echo err >&2; tty; sleep 60 & wait"
+        streams = await start(sandboxing, name, "bash", "-c", script, terminal=TerminalSize(rows=33, columns=99))
+        seen = b""
+
+        async def has_started() -> bool:
+            nonlocal seen
+            output = await asyncio.wait_for(streams.read(len(seen), 0), 20)
+            seen += output.stdout.data
+            return b"/dev/pts/" in seen
+
+        await eventually(has_started)
+        assert seen.startswith(b"33 99\r\nerr\r\n")
+        await streams.resize(TerminalSize(rows=44, columns=111))
+        out, err, _ = await collect(streams, out=len(seen))
+        assert b"44 111" in out
+        assert err == b""
+        streams.close()
+
+
+async def test_the_end_of_input_reaches_a_program_at_a_terminal(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        streams = await start(sandboxing, name, "cat", terminal=TerminalSize())
+        await streams.write(b"line\n")
+        await streams.close_stdin()
+        out, _, end = await collect(streams)
+        assert end.exit_code == 0
+        assert out.endswith(b"line\r\n")
+        streams.close()
+
+
+async def test_a_program_that_is_not_there_ends_with_127_and_says_so(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        out, err, code = await ran(sandboxing, name, "no-such-program")
+        assert (out, code) == (b"", 127)
+        assert b"no-such-program" in err
+        await ran(sandboxing, name, "sh", "-c", "echo text > /tmp/text")
+        assert (await ran(sandboxing, name, "/tmp/text"))[2] == 126
+        assert (await ran(sandboxing, name, "true", cwd="/nowhere"))[2] == 127
+
+
+async def test_root_inside_owns_what_is_the_sandboxs_and_nothing_else(
+    sandboxing: Sandboxing, request: pytest.FixtureRequest
+) -> None:
+    async with living(sandboxing) as name:
+        out, err, code = await ran(sandboxing, name, "id", "-u", user="root")
+        if code == 126 and b"one user id" in err:
+            pytest.skip("an ordinary user's warden has one user id: there is no root inside")
+        assert (out, code) == (b"0\n", 0)
+        assert (await ran(sandboxing, name, "sh", "-c", "touch /tmp/x && chown 1:2 /tmp/x", user="root"))[2] == 0
+        for attempt in (
+            "mount -t tmpfs x /mnt",
+            "touch /usr/x",
+            "hostname x",
+            "echo 1 > /proc/sys/kernel/panic",
+            "unshare -m true",
+            "mknod /tmp/sda b 8 0",
+            "chroot / true",
+            "kill -9 1; kill -0 1 && echo > /dev/null; cat /proc/1/environ > /tmp/env && test -s /tmp/env",
+            "ip link set lo down",
+        ):
+            assert (await ran(sandboxing, name, "sh", "-c", attempt, user="root"))[2] != 0, attempt
+        assert (await ran(sandboxing, name, "true"))[2] == 0  # it still lives
+        out, _, _ = await ran(sandboxing, name, "sh", "-c", "grep CapEff /proc/self/status; id -u")
+        assert out == b"CapEff:\t0000000000000000\n1000\n"
+
+
+async def test_the_end_of_the_main_process_is_the_sandboxs(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        helper = await start(sandboxing, name, "sleep", "88")
+        main = await start(sandboxing, name, "sh", "-c", "echo bye; exit 42", process=MAIN)
+        ended = await asyncio.wait_for(sandboxing.ended(name), 20)
+        assert (ended.ended_by, ended.outcome, ended.exit_code) == (EndedBy.ITSELF, Outcome.EXITED, 42)
+        assert not ended.is_running
+        assert ended.ended_at is not None
+        assert ended.usage.wall_s > 0
+        assert (await collect(main))[0] == b"bye\n"
+        assert (await collect(helper))[2].exit_code == 137
+        with pytest.raises(Conflict):
+            await start(sandboxing, name, "true")
+        again = await sandboxing.open(name, MAIN)
+        assert (await collect(again))[0] == b"bye\n"
+        for one in (helper, main, again):
+            one.close()
+
+
+async def test_stop_asks_first_and_kills_when_the_grace_is_over(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as polite, living(sandboxing) as stubborn:
+        for name, script in (
+            (polite, "trap 'echo done; exit 0' TERM; sleep 60 & wait"),
+            (stubborn, "trap '' TERM; while :; do sleep 1; done"),
+        ):
+            (await start(sandboxing, name, "sh", "-c", f"{script}", process=MAIN)).close()
+        assert (await ran(sandboxing, polite, "true"))[2] == 0
+        await asyncio.gather(sandboxing.stop(polite, grace_s=30), sandboxing.stop(stubborn, grace_s=0.3))
+        ended = await asyncio.wait_for(sandboxing.ended(stubborn), 20)
+        assert (ended.ended_by, ended.exit_code) == (EndedBy.STOP, 137)
+        ended = await asyncio.wait_for(sandboxing.ended(polite), 20)
+        assert ended.ended_by is EndedBy.STOP
+
+
+async def test_kill_ends_everything_whatever_it_ignores(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        script = "trap '' TERM INT HUP; setsid sh -c 'trap \"\" TERM; while :; do sleep 1; done' & wait"
+        (await start(sandboxing, name, "sh", "-c", script, process=MAIN)).close()
+        await sandboxing.kill(name)
+        ended = await asyncio.wait_for(sandboxing.ended(name), 20)
+        assert (ended.ended_by, ended.exit_code) == (EndedBy.KILL, 137)
+        await sandboxing.kill(name)
+
+
+async def test_the_deadline_ends_it_and_can_be_moved(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing, lifetime_s=0.2) as short, living(sandboxing, lifetime_s=0.5) as extended:
+        await sandboxing.extend(extended, 60)
+        ended = await asyncio.wait_for(sandboxing.ended(short), 20)
+        assert (ended.ended_by, ended.outcome, ended.exit_code) == (EndedBy.DEADLINE, Outcome.WALL_TIME, 137)
+        info = await sandboxing.inspect(extended)
+        assert info.is_running
+        assert info.deadline_at is not None
+        assert info.deadline_at > info.started_at + 30
+        await sandboxing.extend(extended, None)
+        assert (await sandboxing.inspect(extended)).deadline_at is None
+
+
+async def test_names_are_unique_and_what_is_removed_is_forgotten(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        with pytest.raises(Conflict):
+            await sandboxing.create(name, live_spec())
+        assert name in {one.name for one in await sandboxing.inventory()}
+        await sandboxing.remove(name)
+
+        async def is_gone() -> bool:
+            return name not in {one.name for one in await sandboxing.inventory()}
+
+        await eventually(is_gone)
+        for call in (
+            sandboxing.inspect(name),
+            sandboxing.open(name, MAIN),
+            sandboxing.kill(name),
+            sandboxing.ended(name),
+        ):
+            with pytest.raises(NotFound):
+                await call
+        await sandboxing.remove(name)
+
+
+async def test_what_has_ended_is_kept_for_as_long_as_was_asked(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing, keep_s=0.2) as name:
+        (await start(sandboxing, name, "true", process=MAIN)).close()
+
+        async def is_gone() -> bool:
+            return name not in {one.name for one in await sandboxing.inventory()}
+
+        await eventually(is_gone)
+
+
+async def test_a_process_that_is_forgotten_is_killed(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        streams = await start(sandboxing, name, "sleep", "99", process="p")
+        await sandboxing.forget_process(name, "p")
+        with pytest.raises(NotFound):
+            await asyncio.wait_for(streams.read(0, 0), 20)
+
+        async def is_gone() -> bool:
+            return (await ran(sandboxing, name, "pgrep", "-f", "sleep 99"))[0] == b""
+
+        await eventually(is_gone)
+        await start(sandboxing, name, "true", process="q")
+        with pytest.raises(Conflict):
+            await start(sandboxing, name, "true", process="q")
+        streams.close()
+
+
+async def test_ports_are_dialled_in_the_sandboxs_own_network(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name, living(sandboxing) as other:
+        serve = (
+            "import socket; s = socket.create_server(('127.0.0.1', 8080)); print('up', flush=True)\n"
+            "while 1: c, _ = s.accept(); c.sendall(c.recv(99).upper()); c.close()"
+        )
+        with pytest.raises(Unavailable):
+            await sandboxing.dial(name, 8080, Protocol.TCP)
+        server = await start(sandboxing, name, "python3", "-c", serve)
+        await asyncio.wait_for(server.read(0, 0), 20)
+        loop = asyncio.get_running_loop()
+        with await sandboxing.dial(name, 8080, Protocol.TCP) as connection:
+            await loop.sock_sendall(connection, b"hello")
+            assert await asyncio.wait_for(loop.sock_recv(connection, 99), 20) == b"HELLO"
+        with pytest.raises(Unavailable):
+            await sandboxing.dial(other, 8080, Protocol.TCP)
+        server.close()
+
+
+async def test_one_process_that_outgrows_the_memory_dies_and_the_sandbox_lives_on(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing, memory_bytes=64 * MB) as name:
+        report = await ran(sandboxing, name, "true")
+        assert report[2] == 0
+        streams = await start(sandboxing, name, "python3", "-c", "x = bytearray(1 << 28)")
+        _, _, end = await collect(streams)
+        streams.close()
+        if end.exit_code == 0:
+            pytest.skip("memory is not enforced for this backend")
+        assert end.outcome is Outcome.MEMORY
+        assert (await ran(sandboxing, name, "true"))[2] == 0
+
+
+async def test_a_process_bomb_is_contained_and_the_rest_can_still_be_ended(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing, processes=32) as name:
+        bomb = await start(sandboxing, name, "sh", "-c", "b() { b | b & }; b; sleep 60")
+        await asyncio.sleep(0)
+        await sandboxing.kill(name)
+        assert (await asyncio.wait_for(sandboxing.ended(name), 20)).ended_by is EndedBy.KILL
+        bomb.close()
+
+
+async def test_fifty_at_once_are_made_used_and_removed(sandboxing: Sandboxing) -> None:
+    async def one(n: int) -> bytes:
+        async with living(sandboxing) as name:
+            out, _, _ = await ran(sandboxing, name, "echo", str(n))
+            return bytes(out)
+
+    assert await asyncio.gather(*map(one, range(50))) == [f"{n}\n".encode() for n in range(50)]
+
+
+async def test_dropped_readers_leave_no_descriptor(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        streams = await start(sandboxing, name, "sleep", "60", process="p")
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(200):
+            reader = await sandboxing.open(name, "p")
+            task = asyncio.ensure_future(reader.read(0, 0))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            reader.close()
+        assert len(os.listdir("/proc/self/fd")) <= before
+        streams.close()
