@@ -138,7 +138,11 @@ async def test_signals_reach_the_process_and_its_group(sandboxing: Sandboxing) -
         await killed.signal(signal.SIGKILL)
         _, _, end = await collect(killed)
         assert (end.outcome, end.exit_code) == (Outcome.SIGNALED, 137)
-        assert (await ran(sandboxing, name, "pgrep", "sleep"))[0] == b""
+
+        async def is_gone() -> bool:
+            return (await ran(sandboxing, name, "pgrep", "sleep"))[0] == b""
+
+        await eventually(is_gone)
 
 
 async def test_a_terminal_has_a_size_that_can_change_and_is_one_stream(sandboxing: Sandboxing) -> None:

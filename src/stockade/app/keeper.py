@@ -114,7 +114,7 @@ def _default_signals() -> None:
 
 def _wait(warden: "socket.socket | None", timeout_s: float | None) -> bool:
     """Wait until the warden hangs up or the time is over; whether standard input ended first."""
-    watched: list[object] = [0] if warden is None else [0, warden]
+    watched = [0] if warden is None else [0, warden.fileno()]
     return 0 in select.select(watched, [], [], timeout_s)[0]
 
 

@@ -1,9 +1,9 @@
 """The way out of sandboxes, from the outside: a process of its own, and the warden's hold on it.
 
 Forked before the warden gives up its privileges and leaves the host's root: it lives in the host's network and reads
-the host's `/etc/resolv.conf`. It has no privileges (root's becomes `nobody`), cannot look into anybody and nobody into
-it, and dies with the warden. All that tenants send outside goes through it and nothing else: it is the one part of the
-warden that reads what tenants wrote.
+the host's `/etc/resolv.conf`. Before a first byte from a sandbox reaches it, it has given up all privileges (root's
+becomes `nobody`); it cannot look into anybody and nobody into it, and it dies with the warden. All that tenants send
+outside goes through it and nothing else does: of the warden's processes it is the one that reads what tenants wrote.
 
 Over a packet socket (`protocol`):
 
@@ -15,7 +15,10 @@ What a sandbox has moved stands in memory that both share, so that nobody has to
 """
 
 import os
+import select
+import signal
 import socket
+import struct
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -25,10 +28,12 @@ from . import kernel, protocol
 from .egress_policy import Policy
 from .fields import Refused
 
-__all__ = ["Egress", "start"]
+__all__ = ["COUNTERS", "SLOTS", "Egress", "start"]
 
-_COUNTERS = 16  # bytes; `egress_process.COUNTERS`
-_SLOTS = 16384
+COUNTERS = struct.Struct("=QQ")
+"""Bytes in and bytes out of one sandbox, in its slot of the shared memory."""
+SLOTS = 16384
+"""Sandboxes that can be open at once."""
 _HIGHEST_STANDARD = 2
 
 
@@ -41,7 +46,7 @@ class Egress:
         """To be watched for reading; then call `hear`."""
         self._counters = counters
         self._slots: dict[str, int] = {}
-        self._free = list(range(_SLOTS - 1, -1, -1))
+        self._free = list(range(SLOTS - 1, -1, -1))
         self._closing: set[int] = set()
         self._outbox: deque[tuple[dict[str, Any], tuple[int, ...]]] = deque()
         self._is_lost = False
@@ -68,7 +73,7 @@ class Egress:
         if self._is_lost or not self._free or name in self._slots:
             raise Refused("unavailable", "no way out of the sandbox can be had: restart the warden")
         slot = self._free.pop()
-        os.pwrite(self._counters, bytes(_COUNTERS), slot * _COUNTERS)
+        os.pwrite(self._counters, bytes(COUNTERS.size), slot * COUNTERS.size)
         self._slots[name] = slot
         self._send({"op": "open", "sandbox": name, "slot": slot, "policy": dict(policy)}, descriptors)
 
@@ -86,9 +91,8 @@ class Egress:
         slot = self._slots.get(name)
         if slot is None:
             return 0, 0
-        data = os.pread(self._counters, _COUNTERS, slot * _COUNTERS)
-        half = _COUNTERS // 2
-        return int.from_bytes(data[:half], "little"), int.from_bytes(data[half:], "little")
+        received, sent = COUNTERS.unpack(os.pread(self._counters, COUNTERS.size, slot * COUNTERS.size))
+        return received, sent
 
     def hear(self) -> list[tuple[str, str]]:
         """Take what the process has said: (name, reason) of each sandbox that it could not serve.
@@ -169,6 +173,8 @@ class Egress:
 def start(title: tuple[int, int, int, int] | None = None) -> Egress:
     """Start the process. To be called while we are in the host's root, and single-threaded.
 
+    Until the first sandbox wants out it sleeps, has loaded nothing and costs nothing.
+
     Args:
         title: `kernel.find_process_title()`; with it the process goes by a name of its own.
 
@@ -177,19 +183,15 @@ def start(title: tuple[int, int, int, int] | None = None) -> Egress:
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     counters = protocol.memory_file("counters")
-    os.ftruncate(counters, _SLOTS * _COUNTERS)
+    os.ftruncate(counters, SLOTS * COUNTERS.size)
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
-            last = _HIGHEST_STANDARD
-            for fd in sorted({theirs.fileno(), counters}):
-                kernel.close_range(last + 1, fd - 1)
-                last = fd
-            kernel.close_range(last + 1)
+            _sleep(theirs, counters, title, parent)
             from .egress_process import work  # here: while our files can be read, and in this process only
 
-            work(theirs, counters, title, parent)
+            work(theirs, counters, parent)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -197,3 +199,21 @@ def start(title: tuple[int, int, int, int] | None = None) -> Egress:
     theirs.close()
     ours.setblocking(False)
     return Egress(pid, ours, counters)
+
+
+def _sleep(channel: socket.socket, counters: int, title: tuple[int, int, int, int] | None, parent: int) -> None:
+    """Hold nothing of the warden's, and wait until it says something."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # the warden ends us when it has ended
+    last = _HIGHEST_STANDARD
+    for fd in sorted({channel.fileno(), counters}):
+        kernel.close_range(last + 1, fd - 1)
+        last = fd
+    kernel.close_range(last + 1)
+    if title is not None:
+        kernel.seal_process_title("stockade-egress", title)
+    kernel.set_dumpable(dumpable=False)
+    kernel.set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+    select.select([channel], [], [])

@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import traceback
 from collections import deque
@@ -14,27 +13,21 @@ from functools import partial
 from typing import Any, NoReturn
 
 from . import kernel, protocol
+from .egress import COUNTERS, SLOTS
 from .egress_gateway import Budget, Gateway
 from .egress_policy import Policy
 from .egress_resolver import Resolver
 
-__all__ = ["COUNTERS", "SLOTS", "work"]
+__all__ = ["work"]
 
-COUNTERS = struct.Struct("=QQ")
-"""Bytes in and bytes out of one sandbox, in its slot of the shared memory."""
-SLOTS = 16384
 _NOBODY = 65534
 _SPARE_DESCRIPTORS = 256  # beside connections: name servers, the sandboxes' own sockets
 _MOST_CONNECTIONS = 16384
 
 
-def work(channel: socket.socket, counters: int, title: tuple[int, int, int, int] | None, parent: int) -> NoReturn:
+def work(channel: socket.socket, counters: int, parent: int) -> NoReturn:
     """Give up everything, then serve the warden until it is gone. Never returns."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # the warden ends us when it has ended
     _give_up(parent)
-    if title is not None:
-        kernel.seal_process_title("stockade-egress", title)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     connections = min(max(16, (limit - _SPARE_DESCRIPTORS) // 2), _MOST_CONNECTIONS)
     try:

@@ -18,12 +18,11 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from . import bundle, kernel
 from .image import UID, Image
 from .mounts import Stage, enter_sandbox_root, fit_sandbox_root
-from .recipe import Recipe
 
 __all__ = [
     "EXITED",
@@ -302,7 +301,20 @@ def lower_limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (most, most))
 
 
-def set_rlimits(birth: Birth, demand: "Errand | Recipe") -> None:
+class Demand(Protocol):
+    """The limits of one process, as errands and their like have them."""
+
+    @property
+    def disk_bytes(self) -> int: ...
+    @property
+    def open_files(self) -> int: ...
+    @property
+    def stack_bytes(self) -> int: ...
+    @property
+    def processes(self) -> int: ...
+
+
+def set_rlimits(birth: Birth, demand: Demand) -> None:
     """Second walls beside the control groups, and what those do not cover. See getrlimit(2)."""
     for kind, value in (
         (resource.RLIMIT_FSIZE, demand.disk_bytes),

@@ -18,9 +18,9 @@ from . import protocol
 from .cell import Cell
 from .egress import Egress
 from .fields import Refused, number, whole
-from .logs import Log, Reader
 from .pools import Pools
 from .resident import MAIN, Process, Resident, Wait
+from .resident_output import Answer, Loop, Outputs, Refuse
 from .resident_request import SpawnRequest, StayRequest, name_of, port_of, signal_of, terminal_of
 
 __all__ = ["Arrival", "Client", "Residents"]
@@ -29,23 +29,12 @@ _MOST = 4096
 _UP_S = 20.0
 _PAGE = 200
 _LONGEST_S = 366 * 86400.0
-Answer = Callable[[Any, dict[str, Any], tuple[int, ...]], None]
 
 
 class Client(Protocol):
     """Who asks."""
 
     uid: int
-
-
-class Loop(Protocol):
-    """The warden's loop."""
-
-    def watch(self, fd: int, handler: Callable[[int], None]) -> None: ...
-
-    def forget(self, fd: int) -> None: ...
-
-    def is_here(self, client: Any) -> bool: ...
 
 
 class Arrival:
@@ -74,7 +63,7 @@ class Arrival:
 class Residents:
     """All sandboxes that live."""
 
-    def __init__(self, pools: Pools, loop: Loop, *, answer: Answer, refuse: Any, egress: Egress | None) -> None:
+    def __init__(self, pools: Pools, loop: Loop, *, answer: Answer, refuse: Refuse, egress: Egress | None) -> None:
         """Begin with none.
 
         Args:
@@ -86,6 +75,7 @@ class Residents:
         self._loop = loop
         self._answer = answer
         self._refuse = refuse
+        self._outputs = Outputs(loop, answer, refuse, self._schedule)
         self._egress = egress
         self._all: dict[str, Resident] = {}
         self._arrivals: dict[str, Arrival] = {}
@@ -162,7 +152,7 @@ class Residents:
                 for key in gone:
                     del process.readers[key]
                 if gone:
-                    self._go_on(resident, process)
+                    self._outputs.go_on(resident, process)
             if resident.creator is not None and resident.creator.client is client:
                 resident.kill("kill")  # nobody knows of it
 
@@ -255,7 +245,7 @@ class Residents:
     def _check(self, resident: Resident, now: float) -> float:
         """Enforce what has come due of one; returns when to look again."""
         if resident.buried is not None:
-            self._lose_patience(resident, now)
+            self._outputs.lose_patience(resident, now)
             gone_at = resident.buried + resident.request.keep_s
             if now >= gone_at:
                 self._drop(resident)
@@ -275,7 +265,7 @@ class Residents:
         due = [one for one in (resident.deadline, resident.stop_at) if one is not None]
         if resident.up is None:
             due.append(resident.began + _UP_S)
-        return min([*due, self._lose_patience(resident, now)])
+        return min([*due, self._outputs.lose_patience(resident, now)])
 
     def _hear(self, resident: Resident) -> None:
         news, more = resident.hear()
@@ -359,7 +349,7 @@ class Residents:
         for process in list(resident.processes.values()):
             process.close_stdin()
             for log in process.logs:
-                self._pump(resident, process, log)
+                self._outputs.pump(resident, process, log)
         for wait in resident.asked.values():
             self._refuse(wait.client, wait.number, Refused("conflict", f"sandbox {resident.name} has ended"))
         resident.asked.clear()
@@ -379,19 +369,19 @@ class Residents:
         if self._all.get(resident.name) is resident:
             del self._all[resident.name]
         for process in list(resident.processes.values()):
-            self._drop_process(resident, process)
+            self._outputs.drop(resident, process)
 
     # ── processes and their output ──────────────────────────────────────────────────────────────────────────────
 
     def _exec(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         resident = self._find(client, message)
-        resident.forget_some(lambda process: self._drop_process(resident, process))
+        resident.forget_some(lambda process: self._outputs.drop(resident, process))
         request = SpawnRequest.parse(message)
         process = resident.spawn(request, Wait(client, message["id"]))
-        self._admit(client, message, process)
+        self._outputs.admit(client, message, process)
         if not process.is_terminal:
             for log in process.logs:
-                self._watch(resident, process, log)
+                self._outputs.watch(resident, process, log)
 
     def _spawned(self, resident: Resident, message: dict[str, Any], descriptors: list[int]) -> None:
         process = resident.by_number.get(message["spawned"])
@@ -399,7 +389,7 @@ class Residents:
             return
         wait = resident.asked.pop(process.number, None)
         if "busy" in message:
-            self._drop_process(resident, process)
+            self._outputs.drop(resident, process)
             if wait is not None:
                 self._refuse(wait.client, wait.number, Refused("unavailable", str(message["busy"])[:500]))
             return
@@ -407,9 +397,9 @@ class Residents:
         if process.is_terminal and descriptors:
             master = descriptors.pop(0)
             process.stdin = process.logs[0].source = master
-            self._watch(resident, process, process.logs[0])
+            self._outputs.watch(resident, process, process.logs[0])
         if wait is not None:
-            self._hand_out(wait, process)
+            self._outputs.hand_out(wait, process)
         if "refused" in message:
             code = 127 if message.get("code") == 127 else 126
             process.end = {"outcome": "exited", "exit_code": code, "at": time.monotonic()}
@@ -420,94 +410,21 @@ class Residents:
                 resident.main_end = process.end
             self._end_process(resident, process)
 
-    def _hand_out(self, wait: Wait, process: Process) -> None:
-        """Answer with the descriptors by which a process is read and written to."""
-        fds: list[int] = []
-        try:
-            for log in process.logs:
-                fds.append(log.for_reading())
-            has_stdin = process.stdin is not None
-            if process.stdin is not None:
-                fds.append(os.dup(process.stdin))
-        except OSError as error:
-            self._refuse(wait.client, wait.number, Refused("unavailable", f"no descriptors are left: {error}"))
-        else:
-            answer = {"stdin": has_stdin, "terminal": process.is_terminal, "most": process.logs[0].most}
-            self._answer(wait.client, {"re": wait.number, "ok": answer}, tuple(fds))
-        finally:
-            for fd in fds:
-                os.close(fd)
-
     def _end_process(self, resident: Resident, process: Process) -> None:
         """A process has ended: take what it still printed, tell, and with the main one end the sandbox."""
         for log in process.logs:
-            self._pump(resident, process, log)
+            self._outputs.pump(resident, process, log)
         if process.name == MAIN:
             resident.kill("stop" if resident.stop_at is not None else "itself")
         else:
             process.close_stdin()
 
-    def _watch(self, resident: Resident, process: Process, log: Log) -> None:
-        if log.source is not None:
-            self._loop.watch(log.source, lambda _: self._pump(resident, process, log))
-
-    def _pump(self, resident: Resident, process: Process, log: Log) -> None:
-        source = log.source
-        going = log.pump(list(process.readers.values()))
-        if not going:
-            if source is not None:
-                self._loop.forget(source)
-                log.close_source()
-        elif log.blocked and source is not None:
-            self._loop.forget(source)
-            self._schedule(resident, self._lose_patience(resident, time.monotonic()))
-        self._tell(process)
-
-    def _lose_patience(self, resident: Resident, now: float) -> float:
-        """See to logs that wait for a reader; returns when to look again."""
-        due = math.inf
-        for process in resident.processes.values():
-            for log in process.logs:
-                if not log.blocked:
-                    continue
-                lost = False
-                for reader in process.readers.values():
-                    if reader.is_waited_for and log.most - (log.end - reader.at[log.number]) <= 0:
-                        left = reader.tries_patience(now)
-                        lost = lost or left <= 0
-                        due = min(due, now + left) if left > 0 else due
-                if lost:
-                    self._go_on(resident, process)
-        return due
-
-    def _go_on(self, resident: Resident, process: Process) -> None:
-        """Readers have gone on, or away: take what had to wait for them."""
-        for log in process.logs:
-            if log.blocked and log.source is not None:
-                log.blocked = False
-                self._watch(resident, process, log)
-
-    def _tell(self, process: Process) -> None:
-        """Answer those who wait for output, where there is some."""
-        for wait in list(process.waits):
-            assert wait.reader is not None
-            position = process.position(wait.reader.at)
-            if position is not None:
-                process.waits.remove(wait)
-                self._answer(wait.client, {"re": wait.number, "ok": position}, ())
-
     def _open(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         process = self._find(client, message).process(name_of(message, "process"))
         if not process.started and process.end is None:
             raise Refused("unavailable", "the process is being started")
-        self._admit(client, message, process)
-        self._hand_out(Wait(client, message["id"]), process)
-
-    @staticmethod
-    def _admit(client: Client, message: dict[str, Any], process: Process) -> Reader:
-        """The reader that a message speaks for: what is there when it first comes is kept for it."""
-        key = (client, whole(message, "reader", 1 << 53, least=0))
-        return process.readers.setdefault(key, Reader(at=process.starts))
+        self._outputs.admit(client, message, process)
+        self._outputs.hand_out(Wait(client, message["id"]), process)
 
     def _wait(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         resident = self._find(client, message)
@@ -518,9 +435,9 @@ class Residents:
         at = [whole({"at": one}, "at", 1 << 62, least=0) for one in given]
         if any(one > end for one, end in zip(at, process.ends, strict=True)):
             raise Refused("invalid", "at: lies beyond what the process has printed")
-        reader = self._admit(client, message, process)
+        reader = self._outputs.admit(client, message, process)
         at = reader.ask(at, process.starts, process.ends)
-        self._go_on(resident, process)
+        self._outputs.go_on(resident, process)
         position = process.position(at)
         if position is None:
             process.waits.append(Wait(client, message["id"], reader))
@@ -530,8 +447,10 @@ class Residents:
     def _leave(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         resident = self._find(client, message)
         process = resident.processes.get(name_of(message, "process"))
-        if process is not None and process.readers.pop((client, whole(message, "reader", 1 << 53, least=0)), None):
-            self._go_on(resident, process)
+        key = (client, whole(message, "reader", 1 << 53, least=0))
+        if process is not None and key in process.readers:
+            del process.readers[key]
+            self._outputs.go_on(resident, process)
         self._done(client, message)
 
     def _close_stdin(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
@@ -561,19 +480,8 @@ class Residents:
             if process.end is None and resident.ended is None:
                 with contextlib.suppress(Refused):
                     resident.order({"do": "signal", "n": process.number, "signal": 9})
-            self._drop_process(resident, process)
+            self._outputs.drop(resident, process)
         self._done(client, message)
-
-    def _drop_process(self, resident: Resident, process: Process) -> None:
-        resident.processes.pop(process.name, None)
-        resident.by_number.pop(process.number, None)
-        for wait in process.waits:
-            self._refuse(wait.client, wait.number, Refused("not_found", "its output is not kept any longer"))
-        process.waits.clear()
-        for log in process.logs:
-            if log.source is not None:
-                self._loop.forget(log.source)
-        process.close()
 
     # ── the sandbox as a whole ──────────────────────────────────────────────────────────────────────────────────
 

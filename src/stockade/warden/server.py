@@ -303,10 +303,6 @@ class Server:
             except Refused as refusal:
                 self._answer(client, _refusal(number, refusal))
 
-    def is_here(self, client: Any) -> bool:
-        """Whether a client has not gone."""
-        return client in self._clients
-
     def _send_refusal(self, client: _Client, number: int, refusal: Refused) -> None:
         self._answer(client, _refusal(number, refusal))
 

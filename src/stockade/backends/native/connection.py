@@ -20,7 +20,7 @@ from stockade.errors import (
 from stockade.model import Limits, ProcessSpec, Template, TemplateKind
 from stockade.warden import protocol
 
-__all__ = ["ANSWER_WITHIN_S", "Answer", "Connection", "close_all", "error_of"]
+__all__ = ["ANSWER_WITHIN_S", "Answer", "Connection", "close_all", "error_of", "set_once"]
 
 ANSWER_WITHIN_S = 30.0
 """Time to build, kill and answer, beyond what the request itself is to take."""
@@ -196,6 +196,12 @@ def _recipe(template: Template, sandbox: SandboxSpec, process: ProcessSpec) -> d
         "open_files": limits.open_files,
         "stack_bytes": limits.stack_bytes,
     }
+
+
+def set_once(future: "asyncio.Future[None]") -> None:
+    """What a descriptor's readiness calls: more than once, perhaps."""
+    if not future.done():
+        future.set_result(None)
 
 
 def close_all(fds: list[int]) -> None:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from stockade.backends.native.connection import ANSWER_WITHIN_S, Answer, Connection, close_all, error_of
+from stockade.backends.native.connection import ANSWER_WITHIN_S, Answer, Connection, close_all, error_of, set_once
 from stockade.backends.native.files import NativeFiles
 from stockade.backends.native.streams import NativeStreams, Stdin, readers
 from stockade.backends.sandboxing import LiveExec, LiveSandbox, LiveSpec
@@ -195,7 +195,7 @@ async def _until_connected(found: socket.socket, port: int) -> None:
     if not select.select([], [found], [], 0)[1]:
         loop = asyncio.get_running_loop()
         writable: asyncio.Future[None] = loop.create_future()
-        loop.add_writer(found, lambda: writable.done() or writable.set_result(None))
+        loop.add_writer(found, set_once, writable)
         try:
             async with asyncio.timeout(_DIAL_S):
                 await writable

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from itertools import count
 
-from stockade.backends.native.connection import ANSWER_WITHIN_S, Connection, close_all, error_of
+from stockade.backends.native.connection import ANSWER_WITHIN_S, Connection, close_all, error_of, set_once
 from stockade.backends.sandboxing import Output, OutputSlice, ProcessEnd
 from stockade.errors import BackendLost, StockadeError
 from stockade.model import Outcome, TerminalSize
@@ -57,7 +57,7 @@ class Stdin:
         loop = asyncio.get_running_loop()
         writable: asyncio.Future[None] = loop.create_future()
         fd = self._fd
-        loop.add_writer(fd, lambda: writable.done() or writable.set_result(None))
+        loop.add_writer(fd, set_once, writable)
         self._waiting = writable
         try:
             await writable
@@ -78,9 +78,9 @@ class Stdin:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             self._let_go()
-            if self._waiting is not None and not self._waiting.done():
-                self._waiting.set_result(None)
+            if self._waiting is not None:
                 asyncio.get_running_loop().remove_writer(fd)
+                set_once(self._waiting)
             os.close(fd)
 
 

@@ -1,0 +1,121 @@
+"""What processes of sandboxes print: from the pipes into the logs, and on to those who read them."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from .fields import Refused, whole
+from .logs import Log, Reader
+from .resident import Process, Resident, Wait
+
+__all__ = ["Answer", "Loop", "Outputs", "Refuse"]
+
+Answer = Callable[[Any, dict[str, Any], tuple[int, ...]], None]
+"""Sends a client a message with descriptors, which stay the caller's."""
+Refuse = Callable[[Any, int, Refused], None]
+"""Tells a client why its question, by its number, cannot be answered."""
+
+
+class Loop(Protocol):
+    """The warden's loop."""
+
+    def watch(self, fd: int, handler: Callable[[int], None]) -> None: ...
+
+    def forget(self, fd: int) -> None: ...
+
+
+class Outputs:
+    """Moves output and answers readers."""
+
+    def __init__(self, loop: Loop, answer: Answer, refuse: Refuse, schedule: Callable[[Resident, float], None]) -> None:
+        """*schedule* has a sandbox looked at again at a time."""
+        self._loop = loop
+        self._answer = answer
+        self._refuse = refuse
+        self._schedule = schedule
+
+    def watch(self, resident: Resident, process: Process, log: Log) -> None:
+        if log.source is not None:
+            self._loop.watch(log.source, lambda _: self.pump(resident, process, log))
+
+    def pump(self, resident: Resident, process: Process, log: Log) -> None:
+        source = log.source
+        going = log.pump(list(process.readers.values()))
+        if not going:
+            if source is not None:
+                self._loop.forget(source)
+                log.close_source()
+        elif log.blocked and source is not None:
+            self._loop.forget(source)
+            self._schedule(resident, self.lose_patience(resident, time.monotonic()))
+        self._tell(process)
+
+    def lose_patience(self, resident: Resident, now: float) -> float:
+        """See to logs that wait for a reader; returns when to look again."""
+        due = math.inf
+        for process in resident.processes.values():
+            for log in process.logs:
+                if not log.blocked:
+                    continue
+                lost = False
+                for reader in process.readers.values():
+                    if reader.is_waited_for and log.most - (log.end - reader.at[log.number]) <= 0:
+                        left = reader.tries_patience(now)
+                        lost = lost or left <= 0
+                        due = min(due, now + left) if left > 0 else due
+                if lost:
+                    self.go_on(resident, process)
+        return due
+
+    def go_on(self, resident: Resident, process: Process) -> None:
+        """Readers have gone on, or away: take what had to wait for them."""
+        for log in process.logs:
+            if log.blocked and log.source is not None:
+                log.blocked = False
+                self.watch(resident, process, log)
+
+    def _tell(self, process: Process) -> None:
+        """Answer those who wait for output, where there is some."""
+        for wait in list(process.waits):
+            assert wait.reader is not None
+            position = process.position(wait.reader.at)
+            if position is not None:
+                process.waits.remove(wait)
+                self._answer(wait.client, {"re": wait.number, "ok": position}, ())
+
+    @staticmethod
+    def admit(client: Any, message: dict[str, Any], process: Process) -> Reader:
+        """The reader that a message speaks for: what is there when it first comes is kept for it."""
+        key = (client, whole(message, "reader", 1 << 53, least=0))
+        return process.readers.setdefault(key, Reader(at=process.starts))
+
+    def hand_out(self, wait: Wait, process: Process) -> None:
+        """Answer with the descriptors by which a process is read and written to."""
+        fds: list[int] = []
+        try:
+            for log in process.logs:
+                fds.append(log.for_reading())
+            has_stdin = process.stdin is not None
+            if process.stdin is not None:
+                fds.append(os.dup(process.stdin))
+        except OSError as error:
+            self._refuse(wait.client, wait.number, Refused("unavailable", f"no descriptors are left: {error}"))
+        else:
+            answer = {"stdin": has_stdin, "terminal": process.is_terminal, "most": process.logs[0].most}
+            self._answer(wait.client, {"re": wait.number, "ok": answer}, tuple(fds))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def drop(self, resident: Resident, process: Process) -> None:
+        resident.processes.pop(process.name, None)
+        resident.by_number.pop(process.number, None)
+        for wait in process.waits:
+            self._refuse(wait.client, wait.number, Refused("not_found", "its output is not kept any longer"))
+        process.waits.clear()
+        for log in process.logs:
+            if log.source is not None:
+                self._loop.forget(log.source)
+        process.close()
