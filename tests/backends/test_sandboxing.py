@@ -129,20 +129,26 @@ async def test_writing_to_a_process_that_does_not_read_waits_and_to_one_that_can
 
 async def test_signals_reach_the_process_and_its_group(sandboxing: Sandboxing) -> None:
     async with living(sandboxing) as name:
-        streams = await start(sandboxing, name, "sh", "-c", "trap 'echo term; exit 5' TERM; sleep 60 & echo up; wait")
-        await asyncio.wait_for(streams.read(0, 0), 20)
+
+        async def sleepers() -> bytes:
+            return bytes((await ran(sandboxing, name, "pgrep", "-x", "sleep"))[0])
+
+        async def is_alone() -> bool:
+            return not await sleepers()
+
+        streams = await start(sandboxing, name, "sh", "-c", "trap 'echo term; exit 5' TERM; sleep 60 & wait")
+        await eventually(sleepers)
         await streams.signal(signal.SIGTERM)
         out, _, end = await collect(streams)
-        assert (out, end.exit_code) == (b"up\nterm\n", 5)
+        assert (out, end.exit_code) == (b"term\n", 5)
+        await eventually(is_alone)
         killed = await start(sandboxing, name, "sleep", "60")
         await killed.signal(signal.SIGKILL)
         _, _, end = await collect(killed)
         assert (end.outcome, end.exit_code) == (Outcome.SIGNALED, 137)
-
-        async def is_gone() -> bool:
-            return (await ran(sandboxing, name, "pgrep", "sleep"))[0] == b""
-
-        await eventually(is_gone)
+        await eventually(is_alone)
+        for one in (streams, killed):
+            one.close()
 
 
 async def test_a_terminal_has_a_size_that_can_change_and_is_one_stream(sandboxing: Sandboxing) -> None:
