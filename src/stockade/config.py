@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from stockade.config_accounts import AccountsConfig, DatabaseConfig
+from stockade.config_ports import PortsConfig
+from stockade.config_sandboxes import BuildsConfig, ImagesConfig, LiveConfig, NetworkConfig
 from stockade.model import Limits
 from stockade.settings import ConfigError, Given, Setting, construct, from_environment, from_table, read, setting
 from stockade.settings import describe as _describe
@@ -36,7 +39,10 @@ __all__ = [
 
 SYSTEM_FILE = Path("/etc/stockade/stockade.toml")
 FILE_NAME = "stockade.toml"
-SECTIONS = ("server", "sandbox", "templates", "queue", "cache", "log", "dialects")
+SECTIONS = (
+    "server", "database", "accounts", "sandbox", "live", "network", "ports", "images", "builds", "templates", "queue",
+    "cache", "log", "dialects",
+)  # fmt: skip
 
 _TEMPLATE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _TEMPLATE_VARIABLE = re.compile(r"STOCKADE_TEMPLATES_([A-Z0-9][A-Z0-9_]*)_(?:LANGUAGE|IMAGE|PRELOAD)")
@@ -345,7 +351,14 @@ class Config:
         help="Directory of all that must outlive the server; made with mode 0700. One server at a time uses it.",
     )
     server: ServerConfig = field(default_factory=ServerConfig)
+    database: DatabaseConfig = field(default_factory=DatabaseConfig)
+    accounts: AccountsConfig = field(default_factory=AccountsConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    live: LiveConfig = field(default_factory=LiveConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    ports: PortsConfig = field(default_factory=PortsConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    builds: BuildsConfig = field(default_factory=BuildsConfig)
     templates: Mapping[str, TemplateConfig] = field(default_factory=dict)
     """By name."""
     queue: QueueConfig = field(default_factory=QueueConfig)
@@ -489,6 +502,13 @@ def _check(config: Config, given: Mapping[str, Given]) -> None:
         # Lowering a maximum alone is fine: the default is cut to it. Asking for more than the maximum is a mistake.
         if default > maximum and (key := f"sandbox.defaults.{name}") in given:
             raise ConfigError(f"{place(key)}: {default:g} is above sandbox.maximum.{name}, {maximum:g}")
+    if config.ports.first > config.ports.last:
+        raise ConfigError(f"{place('ports.last')}: must not be below ports.first")
+    for network in config.network.permit_private:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise ConfigError(f"{place('network.permit_private')}: {error}") from None
     for name, template in config.templates.items():
         key = f"templates.{name}.preload"
         if len(template.preload) > _MOST_PRELOADED:

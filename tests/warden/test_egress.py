@@ -345,11 +345,15 @@ def test_the_process_has_no_rights_and_cannot_be_looked_into(world: World, box: 
     assert os.stat(f"/proc/{world.egress_pid}/mem").st_uid == 0  # not dumpable
 
 
-def test_a_policy_that_cannot_be_meant_is_refused() -> None:
+def test_a_policy_that_cannot_be_meant_is_refused_and_its_descriptors_closed() -> None:
     gate = egress.start()
     try:
+        read, write = os.pipe()
         with pytest.raises(Refused, match=r"allow_cidrs: '10\.0\.0\.1/8'"):
-            gate.open("x", {"allow_cidrs": ["10.0.0.1/8"], "allow_domains": None}, ())
+            gate.open("x", {"allow_cidrs": ["10.0.0.1/8"], "allow_domains": None}, (read,))
+        with pytest.raises(BrokenPipeError):
+            os.write(write, b"x")
+        os.close(write)
         assert gate.usage("x") == (0, 0)
     finally:
         gate.shut()
@@ -361,8 +365,6 @@ def test_descriptors_of_another_kind_are_told_of() -> None:
     try:
         read, write = os.pipe()
         gate.open("x", {"allow_cidrs": None, "allow_domains": None}, (read, write))
-        os.close(read)
-        os.close(write)
         failed: list[tuple[str, str]] = []
         until(lambda: failed or failed.extend(gate.hear()) or failed)
         assert failed[0][0] == "x"
@@ -424,8 +426,6 @@ def test_more_orders_than_the_channel_holds_are_carried_out_all_the_same() -> No
         for name in names:
             read, write = os.pipe()
             gate.open(name, {"allow_cidrs": None, "allow_domains": None}, (read, write))
-            os.close(read)
-            os.close(write)
             gate.close(name)
             if len(gate._outbox) > 100:
                 break

@@ -118,7 +118,9 @@ def _attempt(host: str, port: int, *, source: str | None = None) -> str:
         except TimeoutError:
             return "time-out"
         except OSError as error:
-            return errno.errorcode[error.errno or 0]
+            # What a reset is called depends on the call that it comes before.
+            is_reset = error.errno in (errno.ENOTCONN, errno.EPIPE)
+            return "ECONNRESET" if is_reset else errno.errorcode[error.errno or 0]
 
 
 def raise_loopback() -> None:
@@ -301,7 +303,7 @@ class World:
         place = Place(lambda: _be_sandbox(early_policy, self._inner_file, as_user=self.as_user), name)
         try:
             _, fds = place.run_for_descriptors("give = listeners; listeners = []")
-            self.host.run(f"gate.open({name!r}, {policy!r}, fds); [os.close(fd) for fd in fds]", *fds)
+            self.host.run(f"gate.open({name!r}, {policy!r}, tuple(fds))", *fds)
             for fd in fds:
                 os.close(fd)
             yield place

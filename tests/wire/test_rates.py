@@ -40,15 +40,32 @@ def test_the_headers_say_how_long_to_wait() -> None:
     clock = Clock()
     rates = RateLimiter(per_minute=2, burst=2, clock=clock)
     first = rates.take(ANN)
-    assert first.headers() == {
-        "X-RateLimit-Limit": "2",
-        "X-RateLimit-Remaining": "1",
-        "X-RateLimit-Reset": "30",
-    }
+    for prefix in ("X-", ""):
+        assert first.headers()[f"{prefix}RateLimit-Limit"] == "2"
+        assert first.headers()[f"{prefix}RateLimit-Remaining"] == "1"
+        assert first.headers()[f"{prefix}RateLimit-Reset"] == "30"
+    assert "Retry-After" not in first.headers()
     rates.take(ANN)
     assert rates.take(ANN).headers()["Retry-After"] == "30"
     clock.now += 29.99
     assert rates.take(ANN).headers()["Retry-After"] == "1"
+
+
+def test_without_a_rate_of_its_own_a_limiter_goes_by_the_actor_s() -> None:
+    clock = Clock()
+    rates = RateLimiter(clock=clock)
+    fast, slow = Actor(id="fast", rate_limit_rps=50), Actor(id="slow", rate_limit_rps=1)
+    allowed = {one.id: [rates.take(one).allowed for _ in range(60)].count(True) for one in (fast, slow, ANN)}
+    assert allowed == {"fast": 50, "slow": 1, "ann": 10}
+    clock.now += 1
+    assert rates.take(slow).allowed
+    assert rates.take(slow).headers()["Retry-After"] == "1"
+
+
+def test_a_limit_that_was_lowered_counts_at_once() -> None:
+    rates = RateLimiter(clock=Clock())
+    rates.take(Actor(id="ann", rate_limit_rps=100))
+    assert [rates.take(Actor(id="ann", rate_limit_rps=2)).allowed for _ in range(3)] == [True, True, False]
 
 
 def test_the_number_of_buckets_is_bounded() -> None:

@@ -91,7 +91,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.transport = _Joining(self.transport, self.loop)
-            self.cycle.scope["extensions"] = {HANG_UP: {"left": self._left}}
+            self.cycle.scope["extensions"] = {HANG_UP: {"left": self._left, "cut": self.transport.abort}}
 
     def on_body(self, body: bytes) -> None:
         self._taken = 0

@@ -34,7 +34,12 @@ def load_languages(config: Config) -> Languages:
 
 
 def make_backend(
-    config: Config, languages: Languages, *, embedded: bool = False, warden_socket: Path | None = None
+    config: Config,
+    languages: Languages,
+    *,
+    embedded: bool = False,
+    warden_socket: Path | None = None,
+    instance: str = "",
 ) -> Backend:
     """The configured backend, not started.
 
@@ -42,12 +47,19 @@ def make_backend(
         Invalid: there is no such backend.
     """
     plugin = registry.find("backends", config.sandbox.backend)
-    backend: Backend = plugin.make(backend_options(config, languages, embedded=embedded, warden_socket=warden_socket))
+    backend: Backend = plugin.make(
+        backend_options(config, languages, embedded=embedded, warden_socket=warden_socket, instance=instance)
+    )
     return backend
 
 
 def backend_options(
-    config: Config, languages: Languages, *, embedded: bool = False, warden_socket: Path | None = None
+    config: Config,
+    languages: Languages,
+    *,
+    embedded: bool = False,
+    warden_socket: Path | None = None,
+    instance: str = "",
 ) -> BackendOptions:
     """What the backend is told.
 
@@ -68,12 +80,14 @@ def backend_options(
         allow_unenforced=config.sandbox.allow_unenforced,
         warden_socket=named or warden_socket,
         embedded=embedded and named is None,
+        instance=instance,
+        permit_private=config.network.permit_private,
     )
 
 
 @contextlib.asynccontextmanager
 async def build_engine(
-    config: Config, *, embedded: bool = False, warden_socket: Path | None = None
+    config: Config, *, embedded: bool = False, warden_socket: Path | None = None, instance: str = ""
 ) -> AsyncIterator[Engine]:
     """A started engine; at the end of the block everything that runs is killed and the backend is closed.
 
@@ -94,7 +108,7 @@ async def build_engine(
         places_per_actor=config.queue.places_per_actor,
         overload_wait_s=config.queue.overload_wait_s,
     )
-    backend = make_backend(config, languages, embedded=embedded, warden_socket=warden_socket)
+    backend = make_backend(config, languages, embedded=embedded, warden_socket=warden_socket, instance=instance)
     directory = cache_directory(config)
     store = None if directory is None else DirectoryStore(directory)
     if store is not None and not embedded:
@@ -128,6 +142,7 @@ async def build_engine(
                 limits=limits,
                 compilations=compilations,
                 toolchains=toolchains,
+                backend=backend,
             )
     finally:
         compilations.close()

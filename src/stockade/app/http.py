@@ -15,11 +15,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stockade import __version__, errors, registry
-from stockade.accounts.keys import Keys
+from stockade.accounts import Accounts
 from stockade.app.guard import Guard
 from stockade.app.metrics import CompilationMetrics
 from stockade.config import Config, ServerConfig, is_loopback
 from stockade.engine import Engine
+from stockade.store import Database
+from stockade.wire.auth import KeyVerifier
 from stockade.wire.dialect import Dialect, Services
 from stockade.wire.routes import DirectRoute
 
@@ -42,7 +44,9 @@ class Parts:
 
     config: Config
     engine: Engine
-    keys: Keys
+    keys: KeyVerifier
+    accounts: Accounts | None = None
+    database: Database | None = None
     registry: CollectorRegistry
     started: float = field(default_factory=time.monotonic)
 
@@ -108,6 +112,7 @@ def create_app(parts: Parts, *, host: str, only: str = "") -> ASGIApp:
         dialect.name: Services(
             engine=parts.engine,
             keys=parts.keys,
+            accounts=parts.accounts,
             settings=config.dialects.get(dialect.name),
             server=config.server,
             registry=parts.registry,
@@ -133,6 +138,8 @@ def _add_health(
 ) -> None:
     @app.get("/health", tags=["server"], summary="Whether the server works", operation_id="health")
     async def health() -> dict[str, object]:
+        if parts.database is not None:
+            await parts.database.ping()  # Unavailable is answered with 503
         members: dict[str, object] = {}
         if merged:
             queue = parts.engine.queue
@@ -163,15 +170,15 @@ def _add_metrics(app: FastAPI, parts: Parts, *, open_access: bool) -> None:
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def metrics(request: Request) -> Response:
-        if not public and not _has_key(request, parts.keys):
+        if not public and not await _has_key(request, parts.keys):
             raise errors.Denied("metrics need an API key here: X-API-Key, or Authorization: Bearer")
         return Response(generate_latest(parts.registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
-def _has_key(request: Request, keys: Keys) -> bool:
+async def _has_key(request: Request, keys: KeyVerifier) -> bool:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     presented = request.headers.get("x-api-key", "") or (token.strip() if scheme.lower() == "bearer" else "")
-    return keys.verify(presented) is not None
+    return await keys.verify(presented) is not None
 
 
 def _add_errors(app: FastAPI) -> None:

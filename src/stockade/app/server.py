@@ -5,6 +5,7 @@ import contextlib
 import errno
 import gc
 import math
+import pwd
 import resource
 import signal
 import socket
@@ -16,18 +17,24 @@ from typing import Any
 import structlog
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from stockade import __version__, registry
-from stockade.accounts.keys import Keys
 from stockade.app import lock, privileges
 from stockade.app.connections import Bounded, connection
 from stockade.app.engine import build_engine, prepare_data_dir
+from stockade.app.guard import Guard
 from stockade.app.http import Parts, create_app, new_registry
 from stockade.app.logs import configure
+from stockade.app.proxy import Proxy
+from stockade.app.records import STATE, open_records, prepare_records, with_sandboxes
 from stockade.app.warden import keep_warden
 from stockade.config import Config, is_loopback, parse_address
+from stockade.engine import Engine, Sandboxes
 from stockade.errors import Invalid, Unavailable
+from stockade.store.identity import server_id
 from stockade.wire.dialect import Services
+from stockade.wire.websockets import WebSocketConnection
 
 __all__ = ["Listener", "serve"]
 
@@ -108,46 +115,53 @@ def serve(
     # Whom we become must reach the socket of the warden that we keep; somebody else's lies elsewhere.
     prepare_data_dir(config.data_dir, passable=user is not None and config.sandbox.warden_socket is None)
     with lock.exclusive(config.data_dir), contextlib.ExitStack() as sockets:
-        keys = Keys.load(config.data_dir, preset=config.server.api_key)
         listeners = _bind(config, sockets)
         _raise_descriptor_limit()
-
-        def settle() -> None:
-            """What still needs root; the very last of it is giving it up."""
-            if secret := keys.ensure_admin():
-                made_key(secret)
-            privileges.drop(user)
-
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, keys, listeners, settle, ready, user.pw_uid if user else None))
+            runner.run(_serve(config, listeners, made_key, ready, user))
 
 
 async def _serve(
     config: Config,
-    keys: Keys,
     listeners: tuple[Listener, ...],
-    settle: Callable[[], None],
+    made_key: Callable[[str], None],
     ready: Callable[[tuple[Listener, ...]], None],
-    owner: int | None,
+    user: pwd.struct_passwd | None,
 ) -> None:
     servers: list[_Server] = []
-    with _signals(servers):
+    with _signals(servers) as stop:
         # Threads keep their capabilities when the process gives up its own: those that starting needs have a pool of
         # their own, which has ended by then.
         loop = asyncio.get_running_loop()
         loop.set_default_executor(starting := ThreadPoolExecutor())
+        identity = server_id(config.data_dir / STATE)
         async with (
-            keep_warden(config, owner=owner) as warden_socket,
-            build_engine(config, warden_socket=warden_socket) as engine,
+            keep_warden(config, owner=user.pw_uid if user else None) as warden_socket,
+            build_engine(config, warden_socket=warden_socket, instance=identity) as runs,
             contextlib.AsyncExitStack() as stack,
         ):
-            parts = Parts(config=config, engine=engine, keys=keys, registry=new_registry(engine))
-            apps = [create_app(parts, host=one.host, only=one.dialect) for one in listeners]
+            # What still needs root; the very last of it is giving it up.
+            if secret := await prepare_records(config, owner=user):
+                made_key(secret)
             starting.shutdown()
             loop.set_default_executor(ThreadPoolExecutor())
-            settle()
+            privileges.drop(user)
+            records = await stack.enter_async_context(open_records(config))
+            engine = await stack.enter_async_context(with_sandboxes(config, runs, records))
+            if engine.sandboxes is not None:
+                stack.push_async_callback(_end_sandboxes, engine.sandboxes, stop)
+            parts = Parts(
+                config=config,
+                engine=engine,
+                keys=records.accounts,
+                accounts=records.accounts,
+                database=records.database,
+                registry=new_registry(engine),
+            )
+            apps = [create_app(parts, host=one.host, only=one.dialect) for one in listeners]
             await _enter_dialect_listeners(parts, listeners, stack)
-            servers += [_Server(_uvicorn_config(config, app)) for app in apps]
+            proxied = [_proxied(config, engine, app, one.host) for app, one in zip(apps, listeners, strict=True)]
+            servers += [_Server(_uvicorn_config(config, app)) for app in proxied]
             _freeze()
             async with asyncio.TaskGroup() as group:
                 for server, listener in zip(servers, listeners, strict=True):
@@ -219,11 +233,36 @@ def _freeze() -> None:
     gc.freeze()
 
 
+def _proxied(config: Config, engine: Engine, app: ASGIApp, host: str) -> ASGIApp:
+    """*app*, bounded, behind what sandboxes expose: their long streams take none of its places."""
+    bounded = Bounded(app, most=config.queue.places + config.queue.length + SPARE_REQUESTS)
+    if engine.ports is None:
+        return bounded
+    open_access = is_loopback(host) or config.server.insecure
+    return Proxy(
+        app=bounded,
+        ports=engine.ports,
+        domain=config.ports.domain,
+        by_path=config.ports.by_path,
+        hosts=Guard.names(host, config.server.trusted_hosts, open_access=open_access),
+        answer_s=config.ports.answer_s,
+        idle_s=config.ports.idle_s,
+    )
+
+
+async def _end_sandboxes(sandboxes: Sandboxes, stop: "_Stop") -> None:
+    """At a Ctrl-C nobody is to come back: what lives is ended. Whoever stops a service (SIGTERM) starts it again."""
+    if stop.by_hand:
+        await sandboxes.end_all()
+    elif living := sandboxes.living:
+        log.info("server.leaves_sandboxes", living=living)
+
+
 def _uvicorn_config(config: Config, app: Any) -> uvicorn.Config:
     return uvicorn.Config(
-        Bounded(app, most=config.queue.places + config.queue.length + SPARE_REQUESTS),
+        app,
         http=connection(config.server.body_timeout_s),
-        ws="none",
+        **WebSocketConnection.settings(),
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -248,6 +287,7 @@ async def _enter_dialect_listeners(
         services = Services(
             engine=parts.engine,
             keys=parts.keys,
+            accounts=parts.accounts,
             settings=config.dialects.get(name),
             server=config.server,
             registry=parts.registry,
@@ -257,16 +297,26 @@ async def _enter_dialect_listeners(
             await stack.enter_async_context(dialect.listeners(services))
 
 
+@dataclass
+class _Stop:
+    """Why the server ends."""
+
+    by_hand: bool = False
+    """SIGINT: somebody at a terminal."""
+
+
 @contextlib.contextmanager
-def _signals(servers: list[_Server]) -> Iterator[None]:
+def _signals(servers: list[_Server]) -> Iterator[_Stop]:
     """SIGTERM and SIGINT: the first drains, the second ends at once. Before anything is served, any ends the start."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
     first_at: float | None = None
+    why = _Stop()
 
-    def stop() -> None:
+    def stop(number: int) -> None:
         nonlocal first_at
+        why.by_hand = why.by_hand or number == signal.SIGINT
         if not servers:
             task.cancel()
             return
@@ -281,9 +331,9 @@ def _signals(servers: list[_Server]) -> Iterator[None]:
 
     handled = (signal.SIGTERM, signal.SIGINT)
     for number in handled:
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop, number)
     try:
-        yield
+        yield why
     finally:
         for number in handled:
             loop.remove_signal_handler(number)

@@ -86,6 +86,10 @@ class BackendOptions:
     """Where a warden listens that somebody else started; without one, ours is started and ends with this process."""
     embedded: bool = False
     """Start a warden for this process alone in any case."""
+    instance: str = ""
+    """Whose sandboxes they are that live: several servers may use one warden."""
+    permit_private: tuple[str, ...] = ()
+    """Networks, in CIDR form, that sandboxes may connect to although they are not public."""
 
 
 class Backend(Protocol):

@@ -4,12 +4,14 @@ A running server has read them when it started; what is changed here counts from
 """
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stockade.accounts.keys import Key, Keys
 from stockade.cli.options import AsJson, ConfigFile, DataDir
+
+if TYPE_CHECKING:
+    from stockade.accounts.keys import Key, Keys
 
 __all__ = ["keys"]
 
@@ -56,7 +58,8 @@ def set_key(name: Name, templates: Templates, data_dir: DataDir = None, config: 
     _load(data_dir, config).set(name, templates=templates)
 
 
-def _load(data_dir: DataDir, config: ConfigFile) -> Keys:
+def _load(data_dir: DataDir, config: ConfigFile) -> "Keys":
+    from stockade.accounts.keys import Keys
     from stockade.app.engine import prepare_data_dir
     from stockade.config import load
 
@@ -65,7 +68,7 @@ def _load(data_dir: DataDir, config: ConfigFile) -> Keys:
     return Keys.load(loaded.data_dir)
 
 
-def _shown(one: Key) -> dict[str, object]:
+def _shown(one: "Key") -> dict[str, object]:
     """What may be told of a key: all but its hash."""
     return {
         "id": one.id,

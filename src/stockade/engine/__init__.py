@@ -2,15 +2,30 @@
 
 from dataclasses import dataclass
 
+from stockade.backends.base import Backend
 from stockade.engine.compilations import Compilations
 from stockade.engine.languages import Language, Languages
 from stockade.engine.limits import LimitPolicy
+from stockade.engine.ports import Ports
 from stockade.engine.queue import Queue
 from stockade.engine.runs import Runs
+from stockade.engine.sandboxes import Sandboxes
 from stockade.engine.templates import Templates
 from stockade.engine.toolchains import Toolchains
 
-__all__ = ["Compilations", "Engine", "Language", "Languages", "LimitPolicy", "Queue", "Runs", "Templates", "Toolchains"]
+__all__ = [
+    "Compilations",
+    "Engine",
+    "Language",
+    "Languages",
+    "LimitPolicy",
+    "Ports",
+    "Queue",
+    "Runs",
+    "Sandboxes",
+    "Templates",
+    "Toolchains",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,3 +38,8 @@ class Engine:
     limits: LimitPolicy
     compilations: Compilations
     toolchains: Toolchains
+    backend: Backend
+    sandboxes: Sandboxes | None = None
+    """Those that live; `None` where the backend has none, or there is no database to record them in."""
+    ports: Ports | None = None
+    """What those expose."""

@@ -21,7 +21,7 @@ import socket
 import struct
 import traceback
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from . import kernel, protocol
@@ -56,8 +56,8 @@ class Egress:
         """The process is dead: no sandbox has a way out any more, and none can be given one."""
         return self._is_lost
 
-    def open(self, name: str, policy: Mapping[str, Any], descriptors: Sequence[int]) -> None:
-        """Serve a sandbox from now on. The descriptors stay the caller's.
+    def open(self, name: str, policy: Mapping[str, Any], descriptors: tuple[int, ...]) -> None:
+        """Serve a sandbox from now on. The descriptors are ours from here, also when it is refused: they get closed.
 
         Args:
             name: of a sandbox that is not open.
@@ -68,10 +68,11 @@ class Egress:
         """
         try:
             Policy.parse(policy)
-        except ValueError as error:
-            raise Refused("invalid", f"network: {error}") from error
-        if self._is_lost or not self._free or name in self._slots:
-            raise Refused("unavailable", "no way out of the sandbox can be had: restart the warden")
+            if self._is_lost or not self._free or name in self._slots:
+                raise Refused("unavailable", "no way out of the sandbox can be had: restart the warden")
+        except (Refused, ValueError) as error:
+            _close_all(descriptors)
+            raise error if isinstance(error, Refused) else Refused("invalid", f"network: {error}") from error
         slot = self._free.pop()
         os.pwrite(self._counters, bytes(COUNTERS.size), slot * COUNTERS.size)
         self._slots[name] = slot
@@ -128,25 +129,10 @@ class Egress:
         self.channel.close()
         os.close(self._counters)
 
-    def _send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-        if not self._outbox:
-            try:
-                protocol.send(self.channel, message, tuple(descriptors))
-            except BlockingIOError:
-                pass
-            except OSError:
-                self._lose()
-                return
-            else:
-                return
-        kept: list[int] = []
-        try:
-            for fd in descriptors:
-                kept.append(os.dup(fd))
-        except OSError:  # out of descriptors: the process will say that there are too few
-            while kept:
-                os.close(kept.pop())
-        self._outbox.append((message, tuple(kept)))
+    def _send(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+        """Send, or keep for later what the channel has no room for now."""
+        self._outbox.append((message, descriptors))
+        self._flush()
 
     def _flush(self) -> None:
         while self._outbox and not self._is_lost:
@@ -159,15 +145,18 @@ class Egress:
                 self._lose()
                 return
             self._outbox.popleft()
-            for fd in descriptors:
-                os.close(fd)
+            _close_all(descriptors)
 
     def _lose(self) -> None:
         self._is_lost = True
         for _, descriptors in self._outbox:
-            for fd in descriptors:
-                os.close(fd)
+            _close_all(descriptors)
         self._outbox.clear()
+
+
+def _close_all(descriptors: tuple[int, ...]) -> None:
+    for fd in descriptors:
+        os.close(fd)
 
 
 def start(title: tuple[int, int, int, int] | None = None) -> Egress:

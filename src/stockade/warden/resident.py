@@ -132,6 +132,10 @@ class Resident:
     def name(self) -> str:
         return self.request.name
 
+    def is_for(self, uid: int) -> bool:
+        """Whether a client of that user may use it: its maker's, and root's, which may become its maker's user."""
+        return uid in (self.owner, 0)
+
     def begin(self, layer: list[int]) -> None:
         """Set the limits and tell PID 1 to stay. *layer*'s descriptor stays the caller's.
 
@@ -343,7 +347,8 @@ class Resident:
                 outcome = _OUTCOMES.get(self.reason or "", "signaled")
         return {
             "sandbox": self.name,
-            "running": self.buried is None and self.ended is None,
+            # Whoever asks for this one alone may have seen its main process's end.
+            "running": self.ended is None if in_full else self.buried is None,
             "buried": self.buried is not None,
             "started_at": self.born_at,
             "ended_at": None if self.ended is None else wall - (now - self.ended),

@@ -7,7 +7,7 @@ from typing import Any
 
 from .fields import Refused, command, directory, number, texts, variables, whole
 
-__all__ = ["SpawnRequest", "StayRequest", "name_of", "port_of", "signal_of", "terminal_of"]
+__all__ = ["SpawnRequest", "StayRequest", "instance_of", "name_of", "port_of", "signal_of", "terminal_of"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LONGEST_S = 366 * 86400.0
@@ -19,6 +19,8 @@ class StayRequest:
     """A sandbox that lives, without a process."""
 
     name: str
+    instance: str
+    """Of the server that asks, in its own words: several may use one warden."""
     image: str
     cwd: str
     cpus: float
@@ -51,6 +53,7 @@ class StayRequest:
         lifetime = None if message.get("lifetime_s") is None else number(message, "lifetime_s", _LONGEST_S)
         return cls(
             name=name_of(message, "sandbox"),
+            instance=instance_of(message),
             image=str(message.get("image")),
             cwd=directory(message, "cwd"),
             cpus=number(limits, "cpus", 65536.0),
@@ -113,6 +116,13 @@ def name_of(message: Mapping[str, Any], member: str) -> str:
     value = message.get(member)
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise Refused("invalid", f"{member}: must be 1 to 64 letters, digits, '_', '.' or '-'")
+    return value
+
+
+def instance_of(message: Mapping[str, Any]) -> str:
+    value = message.get("instance", "")
+    if not isinstance(value, str) or len(value) > 64:
+        raise Refused("invalid", "instance: must be a string of at most 64 characters")
     return value
 
 

@@ -489,7 +489,7 @@ class Residents:
         """The sandbox that a message is about. Another user's is as good as none."""
         name = name_of(message, "sandbox")
         resident = self._all.get(name)
-        if resident is None or resident.owner != client.uid or resident.creator is not None:
+        if resident is None or not resident.is_for(client.uid) or resident.creator is not None:
             raise Refused("not_found", f"there is no sandbox {name}")
         return resident
 

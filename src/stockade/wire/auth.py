@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from stockade.accounts.keys import Keys
 from stockade.errors import Denied, Invalid
 from stockade.model import Actor
 
@@ -22,6 +21,7 @@ __all__ = [
     "Credentials",
     "KeyInvalid",
     "KeyMissing",
+    "KeyVerifier",
     "OpenAccess",
     "TokenInvalid",
     "TokenMalformed",
@@ -88,6 +88,18 @@ class Authenticator(Protocol):
         ...
 
 
+class KeyVerifier(Protocol):
+    """Knows the server's API keys: `stockade.accounts.Accounts` does."""
+
+    async def verify(self, presented: str) -> Actor | None:
+        """Whose key *presented* is, or `None`. The time taken tells nothing about the keys.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        ...
+
+
 class TokenVerifier(Protocol):
     """Knows whether a bearer token is good."""
 
@@ -143,14 +155,14 @@ class ApiKeyAuth:
     """Demands an API key: one of the dialect's own, or one of the server's."""
 
     own: ApiKeys
-    server: Keys
+    server: KeyVerifier
     header: str = "X-API-Key"
     """Only for the message."""
 
     async def actor(self, credentials: Credentials) -> Actor:
         if not credentials.api_key:
             raise KeyMissing(f"Please provide an {self.header} header")
-        actor = self.own.verify(credentials.api_key) or self.server.verify(credentials.api_key)
+        actor = self.own.verify(credentials.api_key) or await self.server.verify(credentials.api_key)
         if actor is None:
             raise KeyInvalid("The provided API key is not valid")
         return actor

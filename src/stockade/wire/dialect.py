@@ -8,9 +8,10 @@ from typing import Any
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 
-from stockade.accounts.keys import Keys
+from stockade.accounts import Accounts
 from stockade.config import ServerConfig
 from stockade.engine import Engine
+from stockade.wire.auth import KeyVerifier
 
 __all__ = ["Dialect", "Services"]
 
@@ -20,8 +21,10 @@ class Services:
     """What a dialect is handed when it is mounted."""
 
     engine: Engine
-    keys: Keys
-    """API keys of the server; hashed."""
+    keys: KeyVerifier
+    """API keys of the server."""
+    accounts: Accounts | None = None
+    """Accounts, with all that can be done to them; `None` where there is no database."""
     settings: Any
     """An instance of the dialect's own `settings` class."""
     server: ServerConfig

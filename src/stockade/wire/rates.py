@@ -12,6 +12,9 @@ from stockade.model import Actor
 
 __all__ = ["Concurrency", "Rate", "RateLimiter"]
 
+DEFAULT_RPS = 10
+"""Requests per second of who has no limit of its own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
@@ -27,12 +30,17 @@ class Rate:
     """Seconds until there is a token again; 0 when there is one."""
 
     def headers(self) -> dict[str, str]:
-        """The rate as response headers, in whole seconds rounded up."""
-        headers = {
-            "X-RateLimit-Limit": str(self.limit),
-            "X-RateLimit-Remaining": str(self.remaining),
-            "X-RateLimit-Reset": str(math.ceil(self.reset_s)),
+        """The rate as response headers, in whole seconds rounded up.
+
+        By the names that clients have known for long, and by those of the IETF's draft
+        (datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers), which differ in the prefix only.
+        """
+        values = {
+            "RateLimit-Limit": str(self.limit),
+            "RateLimit-Remaining": str(self.remaining),
+            "RateLimit-Reset": str(math.ceil(self.reset_s)),
         }
+        headers = {f"{prefix}{name}": value for prefix in ("X-", "") for name, value in values.items()}
         if not self.allowed:
             headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
         return headers
@@ -45,7 +53,8 @@ class _Bucket:
 
 
 class RateLimiter:
-    """A token bucket for each actor: `burst` tokens at most, refilled at `per_minute`.
+    """A token bucket for each actor: `burst` tokens at most, refilled at `per_minute`; or, without these, as the
+    actor's own `rate_limit_rps` says: as many at once as in a second.
 
     Knows at most `actors` buckets. Past that, the one unused for longest is forgotten, which gives its owner a full
     bucket back: memory stays bounded whatever number of addresses ask.
@@ -54,22 +63,25 @@ class RateLimiter:
     def __init__(
         self,
         *,
-        per_minute: int,
-        burst: int,
+        per_minute: int | None = None,
+        burst: int | None = None,
         actors: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.burst = burst
-        self._per_s = per_minute / 60
+        self._per_s = None if per_minute is None else per_minute / 60
+        self._burst = burst
         self._actors = actors
         self._clock = clock
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def take(self, actor: Actor) -> Rate:
         """Take a token of *actor*'s, if there is one."""
+        own = actor.rate_limit_rps or DEFAULT_RPS
+        per_s = self._per_s or float(own)
+        burst = self._burst or own
         now = self._clock()
-        bucket = self._buckets.pop(actor.id, None) or _Bucket(tokens=self.burst, at=now)
-        bucket.tokens = min(self.burst, bucket.tokens + (now - bucket.at) * self._per_s)
+        bucket = self._buckets.pop(actor.id, None) or _Bucket(tokens=burst, at=now)
+        bucket.tokens = min(burst, bucket.tokens + (now - bucket.at) * per_s)
         bucket.at = now
         allowed = bucket.tokens >= 1
         if allowed:
@@ -79,10 +91,10 @@ class RateLimiter:
             self._buckets.popitem(last=False)
         return Rate(
             allowed=allowed,
-            limit=self.burst,
+            limit=burst,
             remaining=int(bucket.tokens),
-            reset_s=(self.burst - bucket.tokens) / self._per_s,
-            retry_after_s=0.0 if bucket.tokens >= 1 else (1 - bucket.tokens) / self._per_s,
+            reset_s=(burst - bucket.tokens) / per_s,
+            retry_after_s=0.0 if bucket.tokens >= 1 else (1 - bucket.tokens) / per_s,
         )
 
 

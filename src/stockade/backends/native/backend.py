@@ -51,7 +51,9 @@ class NativeBackend:
         self._connecting = asyncio.Lock()
         self._closed = False
         self._announced: list[tuple[SandboxSpec, ProcessSpec]] = []
-        self.sandboxing = NativeSandboxes(self._connected)
+        self.sandboxing = NativeSandboxes(
+            self._connected, instance=options.instance, permit_private=options.permit_private
+        )
         """See `stockade.backends.sandboxing`."""
 
     async def start(self) -> None:

@@ -23,13 +23,21 @@ _STUCK = "the sandbox did not answer in time; it may have used up its processor 
 class NativeSandboxes:
     """Satisfies `stockade.backends.sandboxing.Sandboxing`."""
 
-    def __init__(self, connected: Callable[[], Awaitable[Connection]], *, permit_private: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        connected: Callable[[], Awaitable[Connection]],
+        *,
+        instance: str = "",
+        permit_private: tuple[str, ...] = (),
+    ) -> None:
         """Speak to the warden over what *connected* gives.
 
         Args:
+            instance: whose sandboxes they are, where several servers use one warden.
             permit_private: networks, in CIDR form, that sandboxes may connect to although they are not public.
         """
         self._connected = connected
+        self._instance = instance
         self._permit_private = permit_private
         self._stdins: dict[tuple[str, str], Stdin] = {}
 
@@ -38,6 +46,7 @@ class NativeSandboxes:
         message = {
             "op": "create",
             "sandbox": name,
+            "instance": self._instance,
             "image": spec.image,
             "cwd": spec.cwd,
             "lifetime_s": spec.lifetime_s,
@@ -118,7 +127,8 @@ class NativeSandboxes:
     async def inventory(self) -> list[LiveSandbox]:
         found: list[LiveSandbox] = []
         while True:
-            page = await self._ask({"op": "inventory", "after": found[-1].name if found else ""})
+            after = found[-1].name if found else ""
+            page = await self._ask({"op": "inventory", "instance": self._instance, "after": after})
             found.extend(_live(one) for one in page["sandboxes"])
             if not page["more"]:
                 return found
@@ -192,7 +202,9 @@ class NativeSandboxes:
 
 async def _until_connected(found: socket.socket, port: int) -> None:
     """Wait until a connection that was begun is there; over loopback it nearly always is at once."""
-    if not select.select([], [found], [], 0)[1]:
+    poll = select.poll()
+    poll.register(found, select.POLLOUT)
+    if not poll.poll(0):
         loop = asyncio.get_running_loop()
         writable: asyncio.Future[None] = loop.create_future()
         loop.add_writer(found, set_once, writable)
@@ -215,7 +227,7 @@ def _live(facts: dict[str, Any]) -> LiveSandbox:
         raise Invalid("the warden's answer names no sandbox")
     return LiveSandbox(
         name=facts["sandbox"],
-        is_running=not facts["buried"],
+        is_running=facts["running"],
         started_at=facts["started_at"],
         ended_at=facts["ended_at"],
         deadline_at=facts["deadline_at"],

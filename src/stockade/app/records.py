@@ -1,0 +1,142 @@
+"""The database of a server, and what stands on it: accounts, and sandboxes that live."""
+
+import contextlib
+import os
+import pwd
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stockade.accounts import Accounts, read_key_file, set_aside
+from stockade.app.sandboxes import running_sandboxes
+from stockade.backends.sandboxing import Sandboxing
+from stockade.config import Config
+from stockade.engine import Engine, Ports
+from stockade.errors import Unavailable
+from stockade.store import Database
+from stockade.store.builds import BuildTable
+from stockade.store.identity import server_id
+from stockade.store.sandboxes import SandboxTable
+
+__all__ = ["IMAGES", "STATE", "Records", "database_place", "open_records", "prepare_records", "with_sandboxes"]
+
+STATE = "state"
+"""Directory of what the server itself writes, below the data directory."""
+IMAGES = "images"
+_DATABASE_FILE = "stockade.db"
+_WAIT_S = 20.0
+"""Time that a start waits for a database that cannot be reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """An open database."""
+
+    database: Database
+    accounts: Accounts
+    server_id: str
+
+
+def database_place(config: Config) -> str | Path:
+    """URL or path of the database."""
+    return config.database.url or config.data_dir / STATE / _DATABASE_FILE
+
+
+async def prepare_records(config: Config, *, owner: pwd.struct_passwd | None = None) -> str | None:
+    """Make the database, or bring it up to date, and see that there is a key; hand over to *owner* what it is to write.
+
+    Returns:
+        A new key, which nothing can show again; `None` where there is one already.
+
+    Raises:
+        Unavailable: the database, or the data directory, cannot be reached or written to.
+        Invalid, Unsupported, Fault: as `Database.open`.
+    """
+    state = config.data_dir / STATE
+    identity = server_id(state)
+    imported = read_key_file(config.data_dir)
+    async with await Database.open(
+        database_place(config),
+        timeout_s=config.database.timeout_s,
+        connections=config.database.connections,
+        wait_s=_WAIT_S,
+    ) as database:
+        accounts = Accounts.on(database, config.accounts, preset=config.server.api_key)
+        try:
+            secret = await accounts.operation.ensure_admin(
+                preset=config.server.api_key, imported=imported, server_id=identity
+            )
+        finally:
+            await accounts.close()
+    if imported:
+        set_aside(config.data_dir)
+    images = config.data_dir / IMAGES
+    try:
+        images.mkdir(mode=0o700, exist_ok=True)
+        if owner is not None and os.geteuid() == 0:
+            for directory in (state, images):
+                _hand_over(directory, owner)
+    except OSError as error:
+        raise Unavailable(f"{images}: {error.strerror}") from error
+    return secret
+
+
+def _hand_over(directory: Path, owner: pwd.struct_passwd) -> None:
+    """Give a directory of ours, with the files in it, to *owner*. It is 0700: nobody else has put a link there."""
+    for path in (*directory.iterdir(), directory):
+        os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
+
+
+@contextlib.asynccontextmanager
+async def open_records(config: Config) -> AsyncIterator[Records]:
+    """The database that `prepare_records` has made, and accounts on it, during the block.
+
+    Raises:
+        Invalid, Unsupported: as `Database.at`.
+    """
+    async with Database.at(
+        database_place(config), timeout_s=config.database.timeout_s, connections=config.database.connections
+    ) as database:
+        accounts = Accounts.on(database, config.accounts, preset=config.server.api_key)
+        try:
+            yield Records(database=database, accounts=accounts, server_id=server_id(config.data_dir / STATE))
+        finally:
+            await accounts.close()
+
+
+@contextlib.asynccontextmanager
+async def with_sandboxes(config: Config, engine: Engine, records: Records) -> AsyncIterator[Engine]:
+    """*engine* with sandboxes that live, those of the server before included; as it is where its backend has none.
+
+    Raises:
+        Unavailable: the database or the backend does not answer, or a directory cannot be written to.
+        Invalid: the configuration of images is wrong.
+    """
+    sandboxing: Sandboxing | None = getattr(engine.backend, "sandboxing", None)
+    if sandboxing is None:
+        yield engine
+        return
+    ports = Ports(
+        sandboxing,
+        host=config.ports.host,
+        first=config.ports.first,
+        last=config.ports.last,
+        idle_s=config.ports.idle_s,
+    )
+    async with (
+        ports.running(),
+        running_sandboxes(
+            backend=sandboxing,
+            table=SandboxTable(database=records.database, server_id=records.server_id),
+            build_table=BuildTable(database=records.database, server_id=records.server_id),
+            ports=ports,
+            on_ended=records.accounts.usage.record_end,
+            limits=engine.limits,
+            live=config.live,
+            images=config.images,
+            builds=config.builds,
+            directory=config.data_dir / IMAGES,
+            host_paths=config.sandbox.host_paths,
+        ) as sandboxes,
+    ):
+        yield replace(engine, sandboxes=sandboxes, ports=ports)

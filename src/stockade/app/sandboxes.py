@@ -1,0 +1,118 @@
+"""Sandboxes that live, from the configuration and the parts they stand on."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from stockade.backends.sandboxing import Sandboxing
+from stockade.config_sandboxes import BuildsConfig, ImagesConfig, LiveConfig
+from stockade.engine.builds import BuildOptions, Builds
+from stockade.engine.creations import Creations
+from stockade.engine.images import Images, host_digest
+from stockade.engine.limits import LimitPolicy
+from stockade.engine.lives import Lives
+from stockade.engine.ports import Ports
+from stockade.engine.reconcile import Reconciler
+from stockade.engine.sandbox_needs import OnEnded, SandboxOptions
+from stockade.engine.sandboxes import Sandboxes
+from stockade.model import Limits, NetworkMode
+from stockade.store.builds import BuildTable
+from stockade.store.sandboxes import SandboxTable
+
+__all__ = ["live_limits", "running_sandboxes"]
+
+
+def live_limits(limits: LimitPolicy, live: LiveConfig) -> LimitPolicy:
+    """The server's limits for sandboxes that stay: as for runs, but for time."""
+    most_s = live.most_lifetime_s
+    return LimitPolicy(
+        defaults=replace(limits.defaults, wall_s=min(300.0, most_s), cpu_s=min(300.0, most_s)),
+        maximum=replace(limits.maximum, wall_s=most_s, cpu_s=most_s * max(1.0, limits.maximum.cpus)),
+    )
+
+
+@contextlib.asynccontextmanager
+async def running_sandboxes(
+    *,
+    backend: Sandboxing,
+    table: SandboxTable,
+    build_table: BuildTable,
+    ports: Ports,
+    on_ended: OnEnded,
+    limits: LimitPolicy,
+    live: LiveConfig,
+    images: ImagesConfig,
+    builds: BuildsConfig,
+    directory: Path,
+    host_paths: tuple[str, ...] = (),
+) -> AsyncIterator[Sandboxes]:
+    """Sandboxes of all actors during the block, those of the server before included.
+
+    Args:
+        ports: running already; they must outlast the block.
+        on_ended: told of each sandbox that has ended.
+        limits: those of runs; `live_limits` makes of them what counts here.
+        directory: where built layers lie; this server may write there, and no other uses it.
+        host_paths: directories that the `host` image shows besides.
+
+    Raises:
+        Invalid: an alias leads to no image.
+        Unavailable: the database or the backend does not answer, or *directory* cannot be written to.
+    """
+    catalogue = Images(aliases=images.aliases, host_content=partial(host_digest, host_paths))
+    lives = Lives(
+        table=table,
+        backend=backend,
+        ports=ports,
+        on_ended=on_ended,
+        options=SandboxOptions(
+            retention_s=live.retention_s,
+            most_kept=live.most_kept,
+            log_bytes=live.log_bytes,
+            grace_s=live.grace_s,
+            sweep_s=live.clean_up_s,
+            lost_after_s=live.lost_after_s,
+        ),
+    )
+    layers = Builds(
+        backend=backend,
+        images=catalogue,
+        table=build_table,
+        directory=directory,
+        options=_build_options(builds, limits.maximum),
+        tasks=lives.tasks,
+    )
+    policy = live_limits(limits, live)
+    creations = Creations(lives=lives, images=catalogue, builds=layers, limits=policy)
+    sandboxes = Sandboxes(
+        lives=lives,
+        creations=creations,
+        images=catalogue,
+        builds=layers,
+        limits=policy,
+        reconciler=Reconciler(lives=lives, creations=creations, builds=layers),
+    )
+    async with sandboxes.running():
+        yield sandboxes
+
+
+def _build_options(builds: BuildsConfig, maximum: Limits) -> BuildOptions:
+    limits = replace(
+        maximum,
+        wall_s=builds.time_s,
+        cpu_s=builds.time_s * max(1.0, maximum.cpus),
+        memory_bytes=min(builds.memory_bytes, maximum.memory_bytes),
+        disk_bytes=builds.disk_bytes,
+        processes=builds.processes,
+    )
+    return BuildOptions(
+        limits=limits,
+        network=NetworkMode(builds.network),
+        most_at_once=builds.at_once,
+        layer_bytes=builds.layer_bytes,
+        most_bytes=builds.most_bytes,
+        unused_s=builds.unused_s,
+        is_shared=builds.shared,
+    )

@@ -1,0 +1,411 @@
+"""Sandboxes that live, as callers see them: make, find, stop, kill, extend, use.
+
+Everything here first looks the record up, and knows a sandbox only to the key that made it. How one comes to be is in
+`engine.creations`, how it ends in `engine.lives`, what a restart finds in `engine.reconcile`.
+"""
+
+import asyncio
+import contextlib
+import math
+import secrets
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass
+
+from stockade.backends.sandboxing import MAIN, FileAccess, LiveExec, Sandboxing, Streams
+from stockade.engine.builds import Builds
+from stockade.engine.creations import Creations
+from stockade.engine.images import Images
+from stockade.engine.limits import LimitPolicy
+from stockade.engine.lives import Lives, moment
+from stockade.engine.reconcile import Reconciler
+from stockade.engine.sandbox_requests import checked_command, checked_environment, checked_path, checked_user
+from stockade.errors import Conflict, Invalid, InvalidLimit, NotFound, StockadeError, Unavailable
+from stockade.model import (
+    Actor,
+    EndedBy,
+    ExecSpec,
+    Port,
+    Protocol,
+    Sandbox,
+    SandboxRequest,
+    SandboxState,
+    Usage,
+)
+from stockade.store.sandboxes import Page
+
+__all__ = ["Execution", "Sandboxes", "UsageNow"]
+
+_STOPPED_S = 5.0
+"""Time that the end of a sandbox may take to be recorded, beyond the grace that it was given."""
+_KILLED_S = 10.0
+"""Time that the end of a killed sandbox may take to be recorded."""
+_ANSWER_S = 2.0
+"""Time for a question whose answer is only nice to have."""
+_REPLAYED = frozenset({EndedBy.ITSELF, EndedBy.DEADLINE, EndedBy.LIMIT})
+"""Ends after which the output of the main process can still be read: nobody asked for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsageNow:
+    """What a sandbox has used, and uses."""
+
+    usage: Usage
+    memory_bytes: int
+    """Held now; 0 once it has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """A further process in a sandbox, and its streams."""
+
+    sandbox_id: str
+    process: str
+    """Its name in the sandbox."""
+    streams: Streams
+    backend: Sandboxing
+    answer_s: float
+
+    async def kill(self) -> None:
+        """Kill it where it still runs, and drop its output. Idempotent; whoever has one calls this in the end."""
+        self.streams.close()
+        with contextlib.suppress(StockadeError, TimeoutError):  # gone with its sandbox; or it goes with it
+            async with asyncio.timeout(self.answer_s):
+                await self.backend.forget_process(self.sandbox_id, self.process)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sandboxes:
+    """Sandboxes of all actors; knows nothing of HTTP, SQL or kernels."""
+
+    lives: Lives
+    creations: Creations
+    images: Images
+    builds: Builds
+    limits: LimitPolicy
+    """The maximum for sandboxes that live."""
+    reconciler: Reconciler
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Find again what runs, then look after it during the block. What runs at its end goes on running.
+
+        Raises:
+            Unavailable: the database or the backend does not answer.
+        """
+        async with self.lives.tasks.running():
+            await self.reconciler.start()
+            yield
+
+    @property
+    def living(self) -> int:
+        """How many run here."""
+        return len(self.lives)
+
+    async def end_all(self) -> None:
+        """Kill all that run here and wait, a little, until that is recorded: nobody is to come back for them."""
+
+        async def end(sandbox_id: str) -> None:
+            with contextlib.suppress(StockadeError, TimeoutError):  # the next start finds out
+                async with asyncio.timeout(self.lives.options.answer_s):
+                    await self.lives.backend.kill(sandbox_id)
+                await self.lives.ended(sandbox_id, within_s=_KILLED_S)
+
+        await asyncio.gather(*map(end, self.lives.ids))
+
+    async def create(self, actor: Actor, request: SandboxRequest) -> Sandbox:
+        """Make a sandbox for *actor*, and return its record once it runs and that is committed.
+
+        Its record is committed first, within the key's quota; then its layer is built where it asks for one, its ports
+        are opened, it is made, and its main process is started. When anything of this fails, or the caller is
+        cancelled, nothing of it is left but a record that says so (ENDED, FAILURE).
+
+        Raises:
+            Invalid: something in the request is wrong (UnknownImage, InvalidLimit, BuildFailed, …).
+            Conflict: there is a sandbox of this id; or it was ended while it was being made.
+            LimitExceeded: the key's quota is used up.
+            Unsupported: the backend cannot make such a sandbox.
+            Unavailable: there is no room now, the database is away, or the warden died (BackendLost); safe to retry
+                with another id.
+        """
+        return await self.creations.create(actor, request)
+
+    async def get(self, actor: Actor, sandbox_id: str) -> Sandbox:
+        """The record of a sandbox, as it is now.
+
+        Raises:
+            NotFound: there is none, or it is another key's.
+            Unavailable: the database is away, or it has ended and that could not be recorded yet.
+        """
+        row = await self._owned(actor, sandbox_id)
+        if row.state not in (SandboxState.RUNNING, SandboxState.STOPPING) or sandbox_id not in self.lives:
+            return row
+        # It may have ended this very moment; whoever has just seen its exit code is not told that it runs.
+        is_over = False
+        with contextlib.suppress(StockadeError, TimeoutError):
+            async with asyncio.timeout(_ANSWER_S):
+                known = await self.lives.backend.inspect(sandbox_id)
+                # Between the end of the main process and that of the sandbox there is a moment.
+                is_over = not known.is_running or known.exit_code is not None
+        return await self._until_ended(row, within_s=_ANSWER_S) if is_over else row
+
+    async def list(
+        self,
+        actor: Actor,
+        *,
+        states: Collection[SandboxState] | None = None,
+        ended_by: Collection[EndedBy] | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Page:
+        """The sandboxes that *actor*'s key made, the newest first; all of them where there is no *limit*.
+
+        Raises:
+            Invalid: *cursor* is none of ours.
+        """
+        return await self.lives.table.list(actor.id, states=states, ended_by=ended_by, limit=limit, cursor=cursor)
+
+    async def stop(self, actor: Actor, sandbox_id: str, *, grace_s: float | None = None) -> Sandbox:
+        """Ask the main process to end (SIGTERM), kill everything after *grace_s*, and return the record then.
+
+        Raises:
+            NotFound: as `get`.
+            Conflict: it has ended already.
+            Unavailable: it could not be stopped, or its end not be recorded, in time.
+        """
+        row = await self._owned(actor, sandbox_id)
+        if row.state is SandboxState.CREATING:
+            await self.creations.give_up(sandbox_id, EndedBy.STOP)
+            row = await self._owned(actor, sandbox_id)
+            if row.ended_by is EndedBy.STOP:
+                return row
+        self._check_here(row)
+        if row.state is SandboxState.RUNNING:
+            row = await self.lives.move(sandbox_id, SandboxState.STOPPING) or await self._owned(actor, sandbox_id)
+        if row.state is SandboxState.ENDED:
+            raise _ended(row)
+        grace_s = self.lives.options.grace_s if grace_s is None else grace_s
+        with contextlib.suppress(Conflict):  # it has ended meanwhile, and is being recorded
+            async with self._asking(row):
+                await self.lives.backend.stop(sandbox_id, grace_s=grace_s)
+        return await self._until_ended(row, within_s=grace_s + _STOPPED_S)
+
+    async def kill(self, actor: Actor, sandbox_id: str) -> Sandbox:
+        """Kill everything in a sandbox, if it runs, and drop what it left; return the record then.
+
+        The record stays. Of one that had ended before, it keeps saying how. Idempotent.
+
+        Raises:
+            NotFound: as `get`.
+            Unavailable: its end could not be recorded in time.
+        """
+        row = await self._owned(actor, sandbox_id)
+        if row.is_deleted:
+            return row
+        if row.state is SandboxState.CREATING:
+            await self.creations.give_up(sandbox_id, EndedBy.KILL)
+            row = await self._owned(actor, sandbox_id)
+        if row.state is not SandboxState.ENDED:
+            self._check_here(row)
+            with self.lives.deleting(sandbox_id):
+                with contextlib.suppress(Conflict):  # it has ended meanwhile, and is being recorded
+                    async with self._asking(row):
+                        await self.lives.backend.kill(sandbox_id)
+                row = await self._until_ended(row, within_s=_KILLED_S)
+        # Only now: until its end is recorded, the backend is who knows of it.
+        with contextlib.suppress(StockadeError, TimeoutError):  # else the next clean-up does it
+            async with asyncio.timeout(self.lives.options.answer_s):
+                await self.lives.backend.remove(sandbox_id)
+                self.lives.forget_output(sandbox_id)
+        return row if row.is_deleted else await self.lives.table.mark_deleted(sandbox_id) or row
+
+    async def extend(self, actor: Actor, sandbox_id: str, lifetime_s: float) -> Sandbox:
+        """Let a sandbox live for *lifetime_s* from now on, longer or shorter than it would have.
+
+        Raises:
+            NotFound: as `get`.
+            Conflict: it does not run.
+            InvalidLimit: its whole life would be longer than the server, or the actor's plan, allows.
+        """
+        if not (math.isfinite(lifetime_s) and lifetime_s > 0):
+            raise InvalidLimit("lifetime_s", lifetime_s, "must be a positive number of seconds")
+        row = await self._running(actor, sandbox_id)
+        lived_s = self.lives.clock() - (row.started_at or row.created_at).timestamp()
+        most = min(self.limits.maximum.wall_s, actor.max_duration_s or math.inf)
+        if lived_s + lifetime_s > most:
+            raise InvalidLimit(
+                "lifetime_s",
+                lifetime_s,
+                f"the sandbox may live for {most:g} s in all",
+                maximum=max(0.0, most - lived_s),
+            )
+        async with self._asking(row):
+            await self.lives.backend.extend(sandbox_id, lifetime_s)
+            deadline_at = (await self.lives.backend.inspect(sandbox_id)).deadline_at
+        amended = await self.lives.amend(sandbox_id, deadline_at=None if deadline_at is None else moment(deadline_at))
+        if amended is None:
+            raise _ended(row)
+        return amended
+
+    async def attach(self, actor: Actor, sandbox_id: str) -> Streams:
+        """The streams of the main process, from their beginning; also when it has ended by itself, while they are kept.
+
+        Raises:
+            NotFound: as `get`.
+            Conflict: the sandbox was stopped or killed, its output is no longer kept, or it has no main process.
+        """
+        row = await self._made(actor, sandbox_id)
+        if not row.command:
+            raise Conflict(f"sandbox {sandbox_id} has no main process; start one with exec")
+        if row.state is SandboxState.ENDED and (row.is_deleted or row.ended_by not in _REPLAYED):
+            raise _ended(row)
+        async with self._asking(row):
+            return await self.lives.backend.open(sandbox_id, MAIN)
+
+    async def exec(self, actor: Actor, sandbox_id: str, spec: ExecSpec) -> Execution:
+        """Start a further process in a sandbox that runs. When the caller is cancelled, it does not stay.
+
+        Raises:
+            NotFound: as `get`.
+            Invalid: it cannot be started so.
+            Conflict: the sandbox does not run.
+            Unavailable: it has no room for another process.
+        """
+        command = checked_command(spec.argv)
+        if not command:
+            raise Invalid("command: there is none")
+        env, user = checked_environment(spec.env), checked_user(spec.user)
+        row = await self._running(actor, sandbox_id)
+        image = self.images.find(row.image)
+        live = LiveExec(
+            argv=command,
+            env=image.environment({**row.env, **env}, user=user, has_terminal=spec.terminal is not None),
+            cwd=row.cwd if spec.cwd is None else checked_path(spec.cwd, what="cwd", base=row.cwd),
+            user=user,
+            terminal=spec.terminal,
+        )
+        process = f"exec-{secrets.token_hex(8)}"
+        lives = self.lives
+
+        async def start() -> Execution:
+            async with self._asking(row):
+                streams = await lives.backend.exec(sandbox_id, process, live)
+            return Execution(
+                sandbox_id=sandbox_id,
+                process=process,
+                streams=streams,
+                backend=lives.backend,
+                answer_s=lives.options.answer_s,
+            )
+
+        starting = lives.tasks.start(start(), name=f"{process} in {sandbox_id}")
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            lives.tasks.background(_drop(starting), name=f"drop {process}")
+            raise
+
+    @contextlib.asynccontextmanager
+    async def files(self, actor: Actor, sandbox_id: str, *, user: str | None = None) -> AsyncIterator[FileAccess]:
+        """The files of a sandbox that runs, during the block.
+
+        Args:
+            user: with whose rights, `user` or `root`; `None` for the user of the main process.
+
+        Raises:
+            NotFound: as `get`.
+            Conflict: it does not run.
+        """
+        row = await self._running(actor, sandbox_id, also_stopping=True)
+        async with self._asking(row):
+            files = await self.lives.backend.files(sandbox_id, user=row.user if user is None else checked_user(user))
+        try:
+            yield files
+        finally:
+            files.close()
+
+    async def usage(self, actor: Actor, sandbox_id: str) -> UsageNow:
+        """What a sandbox has used so far; of one that has ended, in all.
+
+        Raises:
+            NotFound: as `get`; or it was lost, and nobody knows.
+        """
+        row = await self._made(actor, sandbox_id)
+        if row.state is not SandboxState.ENDED:
+            async with self._asking(row):
+                known = await self.lives.backend.inspect(sandbox_id)
+            return UsageNow(usage=known.usage, memory_bytes=known.memory_bytes if known.is_running else 0)
+        if row.usage is None:
+            raise NotFound(f"nothing is known of what sandbox {sandbox_id} used: it never ran, or was lost")
+        return UsageNow(usage=row.usage, memory_bytes=0)
+
+    def find_port(self, sandbox_id: str, container: int, protocol: Protocol = Protocol.TCP) -> Port | None:
+        """The port that a sandbox that runs here exposes under the number *container*; `None` for anything else."""
+        row = self.lives.find(sandbox_id)
+        if row is None or row.state is SandboxState.ENDED:
+            return None
+        return next(
+            (port for port in row.network.ports if port.container == container and port.protocol is protocol), None
+        )
+
+    async def _owned(self, actor: Actor, sandbox_id: str) -> Sandbox:
+        row = self.lives.find(sandbox_id)
+        if row is None or row.state is SandboxState.ENDED:
+            row = await self.lives.table.get(sandbox_id)
+        # Else it runs here, and is known without asking: nobody else moves it.
+        if row is None or row.key_id != actor.id:
+            raise NotFound(f"sandbox {sandbox_id} not found")
+        return row
+
+    async def _made(self, actor: Actor, sandbox_id: str) -> Sandbox:
+        """Its record, once it is no longer being made."""
+        row = await self._owned(actor, sandbox_id)
+        if row.state is SandboxState.CREATING:
+            await self.creations.finished(sandbox_id, within_s=self.lives.options.make_s)
+            row = await self._owned(actor, sandbox_id)
+            if row.state is SandboxState.CREATING:
+                raise Unavailable(f"sandbox {sandbox_id} is still being made")
+        return row
+
+    async def _running(self, actor: Actor, sandbox_id: str, *, also_stopping: bool = False) -> Sandbox:
+        row = await self._made(actor, sandbox_id)
+        if row.state is SandboxState.ENDED:
+            raise _ended(row)
+        if row.state is SandboxState.STOPPING and not also_stopping:
+            raise Conflict(f"sandbox {sandbox_id} is being stopped")
+        return row
+
+    @contextlib.asynccontextmanager
+    async def _asking(self, row: Sandbox) -> AsyncIterator[None]:
+        """Ask the backend something about a sandbox, within the time that it has to answer; see to what it can say."""
+        try:
+            async with asyncio.timeout(self.lives.options.answer_s):
+                yield
+        except TimeoutError:
+            raise Unavailable(f"no answer about sandbox {row.id} within {self.lives.options.answer_s:g} s") from None
+        except NotFound as error:
+            if row.state is SandboxState.ENDED:
+                raise Conflict(f"sandbox {row.id} has ended, and its output is no longer kept") from error
+            self._check_here(row)
+            raise Conflict(f"sandbox {row.id} has ended") from error
+
+    def _check_here(self, row: Sandbox) -> None:
+        """Raise Unavailable where a sandbox that has not ended is another server's, in the same database."""
+        if row.state is not SandboxState.ENDED and row.id not in self.lives and row.id not in self.creations:
+            raise Unavailable(f"sandbox {row.id} runs on another server of this database; ask that one")
+
+    async def _until_ended(self, row: Sandbox, *, within_s: float) -> Sandbox:
+        ended = await self.lives.ended(row.id, within_s=within_s)
+        if ended is None:
+            raise Unavailable(f"the end of sandbox {row.id} is not recorded yet; ask again")
+        return ended
+
+
+def _ended(row: Sandbox) -> Conflict:
+    return Conflict(f"sandbox {row.id} has ended already ({row.ended_by or 'just now'})")
+
+
+async def _drop(starting: "asyncio.Task[Execution]") -> None:
+    """Kill a process whose caller went away while it was being started."""
+    await asyncio.wait([starting])
+    if not starting.cancelled() and starting.exception() is None:
+        await starting.result().kill()

@@ -1,0 +1,87 @@
+"""WebSocket connections: uvicorn's, on the `websockets` library without its own I/O, with three changes.
+
+- A client that takes nothing of its stream is kept, with the little that is on its way to it. The time-out for taking
+  an answer (TCP_USER_TIMEOUT), which the listening socket hands down, is for answers that would else stay in memory;
+  here the sender waits. A peer that is gone is noticed by the kernel, which repeats our pings for a quarter of an hour.
+- What clients have sent of messages that are not yet complete is bounded for all of them together.
+- A refusal before the upgrade is nothing to be logged, and neither is a request's query: an exec's arguments are in it.
+"""
+
+import contextlib
+import logging
+import socket
+from asyncio.transports import BaseTransport
+from typing import Any, ClassVar
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from stockade.wire.frames import MOST_MESSAGE_BYTES
+
+__all__ = ["MOST_HELD_BYTES", "MOST_WEBSOCKET_BYTES", "PING_S", "WebSocketConnection"]
+
+MOST_WEBSOCKET_BYTES = MOST_MESSAGE_BYTES
+"""The longest message that is taken; a longer one closes the connection (1009)."""
+PING_S = 20.0
+"""Between two pings: proxies take a connection without traffic for dead."""
+MOST_HELD_BYTES = 256 * 1024 * 1024
+"""Of messages that have begun to come, of all clients together; past that, who sends more is cut off (1013)."""
+_SMALL_BYTES = 1024 * 1024
+"""Who holds no more than that is never cut off: those who only type need not suffer for others."""
+_TRY_AGAIN_LATER = 1013
+
+_log = logging.getLogger("stockade.websockets")
+_log.setLevel(logging.WARNING)
+
+
+class WebSocketConnection(WebSocketsSansIOProtocol):
+    """A client's WebSocket."""
+
+    held_by_all: ClassVar[int] = 0
+    """Bytes of incomplete messages."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.logger = _log
+        self._held = 0
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):  # the client may be gone again
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._hold(0)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._hold(len(self.conn.reader.buffer) + sum(map(len, self.frames)))
+        if self.held_by_all > MOST_HELD_BYTES and self._held > _SMALL_BYTES and not self.close_sent:
+            self.conn.fail(_TRY_AGAIN_LATER, "the server holds too much of unfinished messages")
+            self.handle_parser_exception()
+            self._hold(0)
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True  # by a refusal; uvicorn would report it as forgotten
+
+    def _hold(self, size: int) -> None:
+        WebSocketConnection.held_by_all += size - self._held
+        self._held = size
+
+    @classmethod
+    def settings(cls) -> dict[str, Any]:
+        """What `uvicorn.Config` has to be told to use it."""
+        return {
+            "ws": cls,
+            "ws_max_size": MOST_WEBSOCKET_BYTES,
+            "ws_ping_interval": PING_S,
+            # A pong is not read while the client's input waits for a process that takes none, and a ping waits behind
+            # output that the client is slow to take: that an answer is late says nothing.
+            "ws_ping_timeout": None,
+            # Output is compressed at 50 MB/s at best; whoever is far away has SSH or a proxy that can.
+            "ws_per_message_deflate": False,
+        }
