@@ -504,11 +504,15 @@ def _check(config: Config, given: Mapping[str, Given]) -> None:
             raise ConfigError(f"{place(key)}: {default:g} is above sandbox.maximum.{name}, {maximum:g}")
     if config.ports.first > config.ports.last:
         raise ConfigError(f"{place('ports.last')}: must not be below ports.first")
-    for network in config.network.permit_private:
-        try:
-            ipaddress.ip_network(network)
-        except ValueError as error:
-            raise ConfigError(f"{place('network.permit_private')}: {error}") from None
+    for key, networks in (
+        ("network.permit_private", config.network.permit_private),
+        ("network.refuse", config.network.refuse),
+    ):
+        for network in networks:
+            try:
+                ipaddress.IPv4Network(network)
+            except ValueError as error:
+                raise ConfigError(f"{place(key)}: {error} (got {network!r})") from None
     for name, template in config.templates.items():
         key = f"templates.{name}.preload"
         if len(template.preload) > _MOST_PRELOADED:

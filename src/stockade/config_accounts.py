@@ -18,7 +18,7 @@ class DatabaseConfig:
         env=("DATABASE_URL",),
         secret=True,
         help="PostgreSQL database: `postgres://user:password@host/name`. Several servers may share it. Not set: the "
-        "SQLite file `state/stockade.db` in the data directory. (extra: `postgres`)",
+        "SQLite file `state/stockade.db` in the data directory. Extra: `postgres`.",
     )
     timeout_s: float = setting(
         10.0,

@@ -55,6 +55,9 @@ class NetworkConfig:
         help='Networks that they may connect to although these are not public: `["10.1.0.0/16"]`. Everything in them '
         "must be fit for programs that nobody vouches for.",
     )
+    refuse: tuple[str, ...] = setting(
+        (), help="Networks that they may not connect to although these are public; whatever a request allows."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -209,7 +209,7 @@ def test_sandboxes_made_for_runs_that_were_cancelled_are_not_kept(warden: Warden
     with warden.client() as other:
         for number in range(60):
             other.start(request(number, *ENDLESS))
-    until(lambda: client.is_alive() and len(children(warden.pid)) <= 7)
+    until(lambda: client.is_alive() and len(children(warden.pid)) <= 8)
     client.run(request())
 
 

@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 
-from stockade.accounts.keys import Keys
-from stockade.errors import Invalid
+from stockade.errors import Invalid, Unavailable
+from stockade.model import Actor
 from stockade.wire.auth import (
     ApiKeyAuth,
     ApiKeys,
@@ -20,14 +20,26 @@ from stockade.wire.auth import (
 
 pytestmark = pytest.mark.anyio
 HASH = hashlib.sha256(b"hidden").hexdigest()
-AUTH = ApiKeyAuth(own=ApiKeys([" k1 ", "k2", "", f"sha256:{HASH}"]), server=Keys(preset="sk_" + "0" * 64))
+SERVER_KEY = "sk_" + "0" * 64
+
+
+class ServerKeys:
+    """The server's own keys; "away" while they cannot be asked for."""
+
+    async def verify(self, presented: str, /) -> Actor | None:
+        if presented == "away":
+            raise Unavailable("the database is away")
+        return Actor(id="the server's") if presented == SERVER_KEY else None
+
+
+AUTH = ApiKeyAuth(own=ApiKeys([" k1 ", "k2", "", f"sha256:{HASH}"]), server=ServerKeys())
 
 
 def sent(key: str | None) -> Credentials:
     return Credentials(address="192.0.2.1", api_key=key)
 
 
-@pytest.mark.parametrize("key", ["k1", "k2", "hidden", "sk_" + "0" * 64])
+@pytest.mark.parametrize("key", ["k1", "k2", "hidden", SERVER_KEY])
 async def test_known_keys_are_let_in(key: str) -> None:
     actor = await AUTH.actor(sent(key))
     assert key not in actor.id
@@ -60,6 +72,13 @@ async def test_open_access_still_knows_keys() -> None:
     assert (await open_access.actor(sent(None))).id == "anonymous:192.0.2.1"
     assert (await open_access.actor(sent("stale"))).id == "anonymous:192.0.2.1"
     assert await open_access.actor(sent("k1")) == await AUTH.actor(sent("k1"))
+
+
+async def test_while_keys_cannot_be_asked_for_nobody_is_refused_for_good() -> None:
+    with pytest.raises(Unavailable):
+        await AUTH.actor(sent("away"))
+    assert await AUTH.actor(sent("k1"))
+    assert (await OpenAccess(known=AUTH).actor(sent("away"))).id == "anonymous:192.0.2.1"
 
 
 @pytest.mark.parametrize(

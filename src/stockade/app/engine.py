@@ -82,6 +82,7 @@ def backend_options(
         embedded=embedded and named is None,
         instance=instance,
         permit_private=config.network.permit_private,
+        refuse=config.network.refuse,
     )
 
 

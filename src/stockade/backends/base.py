@@ -90,6 +90,8 @@ class BackendOptions:
     """Whose sandboxes they are that live: several servers may use one warden."""
     permit_private: tuple[str, ...] = ()
     """Networks, in CIDR form, that sandboxes may connect to although they are not public."""
+    refuse: tuple[str, ...] = ()
+    """Networks that they may not connect to in any case."""
 
 
 class Backend(Protocol):

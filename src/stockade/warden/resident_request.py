@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .egress_policy import Policy
 from .fields import Refused, command, directory, number, texts, variables, whole
 
 __all__ = ["SpawnRequest", "StayRequest", "instance_of", "name_of", "port_of", "signal_of", "terminal_of"]
@@ -146,7 +147,11 @@ def _policy(value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise Refused("invalid", "policy: must be an object")
     policy: dict[str, Any] = {}
-    for member in ("allow_cidrs", "allow_domains", "permit_private"):
+    for member in ("allow_cidrs", "allow_domains", "permit_private", "refuse"):
         given = value.get(member)
         policy[member] = None if given is None else list(texts({member: given}, member, most=_MOST_RULES))
+    try:
+        Policy.parse(policy)  # before a sandbox is spent on it
+    except ValueError as error:
+        raise Refused("invalid", f"network: {error}") from error
     return policy

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from stockade.errors import Denied, Invalid
+from stockade.errors import Denied, Invalid, Unavailable
 from stockade.model import Actor
 
 __all__ = [
@@ -195,6 +195,6 @@ class OpenAccess:
         if credentials.api_key:
             try:
                 return await self.known.actor(credentials)
-            except Denied:
+            except (Denied, Unavailable):
                 pass  # clients of open servers send stale keys, and always were answered
         return anonymous(credentials.address)

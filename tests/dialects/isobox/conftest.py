@@ -12,13 +12,13 @@ import httpx
 import pytest
 import uvicorn
 
-from stockade.accounts.keys import Keys
 from stockade.app.http import Parts, create_app, new_registry
 from stockade.config import Config, ServerConfig
 from stockade.dialects.isobox import dialect
 from stockade.dialects.isobox.settings import IsoboxSettings
 from stockade.engine import Engine
 from stockade.wire.dialect import Services
+from tests.keys import OneKey
 
 START_S = 10.0
 
@@ -61,11 +61,11 @@ Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 @asynccontextmanager
 async def _serving(
-    engine: Engine, *, keys: Keys | None = None, server: ServerConfig | None = None, **settings: Any
+    engine: Engine, *, keys: OneKey | None = None, server: ServerConfig | None = None, **settings: Any
 ) -> AsyncIterator[Served]:
     server = server or ServerConfig()
     config = Config(server=server, dialects={"isobox": IsoboxSettings(**settings)})
-    parts = Parts(config=config, engine=engine, keys=keys or Keys(), registry=new_registry(engine))
+    parts = Parts(config=config, engine=engine, keys=keys or OneKey(), registry=new_registry(engine))
     services = Services(
         engine=engine,
         keys=parts.keys,

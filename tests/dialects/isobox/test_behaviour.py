@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from stockade.accounts.keys import Keys
 from stockade.config import ServerConfig
 from stockade.dialects.isobox.access import access
 from stockade.dialects.isobox.settings import IsoboxSettings
 from stockade.errors import Invalid
 from stockade.wire.auth import KeyMissing
 from stockade.wire.dialect import Services
+from tests.keys import OneKey
 
 pytestmark = pytest.mark.anyio
 PRINT_TIME = "import time; print(time.time_ns())"
@@ -203,7 +203,7 @@ async def test_the_key_is_checked_before_the_body(serve: Any) -> None:
 
 
 async def test_the_servers_own_keys_are_keys_here(serve: Any) -> None:
-    async with serve(keys=Keys(preset=SERVER_KEY), auth_enabled="true") as isobox:
+    async with serve(keys=OneKey(secret=SERVER_KEY), auth_enabled="true") as isobox:
         body = {"language": "python", "code": "print(1)"}
         assert (await isobox.client.post("/execute", json=body)).status_code == 401
         response = await isobox.client.post("/execute", json=body, headers={"X-API-Key": SERVER_KEY})
@@ -234,7 +234,7 @@ async def test_auth_status_tells_the_truth(serve: Any) -> None:
 def services(*, open_access: bool, **settings: Any) -> Services:
     return Services(
         engine=None,  # type: ignore[arg-type]  # who may come in does not depend on it
-        keys=Keys(preset=SERVER_KEY),
+        keys=OneKey(secret=SERVER_KEY),
         settings=IsoboxSettings(**settings),
         server=ServerConfig(),
         registry=None,  # type: ignore[arg-type]

@@ -52,7 +52,10 @@ class NativeBackend:
         self._closed = False
         self._announced: list[tuple[SandboxSpec, ProcessSpec]] = []
         self.sandboxing = NativeSandboxes(
-            self._connected, instance=options.instance, permit_private=options.permit_private
+            self._connected,
+            instance=options.instance,
+            permit_private=options.permit_private,
+            refuse=options.refuse,
         )
         """See `stockade.backends.sandboxing`."""
 

@@ -29,16 +29,19 @@ class NativeSandboxes:
         *,
         instance: str = "",
         permit_private: tuple[str, ...] = (),
+        refuse: tuple[str, ...] = (),
     ) -> None:
         """Speak to the warden over what *connected* gives.
 
         Args:
             instance: whose sandboxes they are, where several servers use one warden.
             permit_private: networks, in CIDR form, that sandboxes may connect to although they are not public.
+            refuse: networks that they may not connect to in any case.
         """
         self._connected = connected
         self._instance = instance
         self._permit_private = permit_private
+        self._refuse = refuse
         self._stdins: dict[tuple[str, str], Stdin] = {}
 
     async def create(self, name: str, spec: LiveSpec) -> LiveSandbox:
@@ -58,6 +61,7 @@ class NativeSandboxes:
                 "allow_cidrs": network.allow_cidrs,
                 "allow_domains": network.allow_domains,
                 "permit_private": self._permit_private,
+                "refuse": self._refuse,
             },
             "limits": {
                 "cpus": limits.cpus,

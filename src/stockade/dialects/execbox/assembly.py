@@ -5,10 +5,12 @@ from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry
 
+from stockade.accounts import Accounts
 from stockade.dialects.execbox.accounting import Accounting
 from stockade.dialects.execbox.edge import Edge
 from stockade.dialects.execbox.service import Sessions
 from stockade.dialects.execbox.settings import ExecboxSettings
+from stockade.engine import Sandboxes
 from stockade.wire.dialect import Services
 from stockade.wire.rates import Concurrency, RateLimiter
 
@@ -38,12 +40,8 @@ def parts_of(services: Services) -> Parts | None:
     return parts
 
 
-def _assemble(services: Services) -> Parts:
+def _assemble(services: Services, sandboxes: Sandboxes, accounts: Accounts) -> Parts:
     settings: ExecboxSettings = services.settings
-    sandboxes = services.engine.sandboxes
-    accounts = services.accounts
-    if sandboxes is None or accounts is None:
-        raise Unsupported("the execbox dialect needs a backend whose sandboxes can live")
     return Parts(
         sessions=Sessions(
             sandboxes=sandboxes,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from stockade.dialects.isobox.settings import IsoboxSettings
-from stockade.errors import Denied, Invalid, Unsupported
+from stockade.errors import Denied, Invalid, Unavailable, Unsupported
 from stockade.wire.auth import (
     ApiKeyAuth,
     ApiKeys,
@@ -36,7 +36,7 @@ class Access:
             authenticator = authenticator.known
         try:
             await authenticator.actor(credentials)
-        except Denied:
+        except (Denied, Unavailable):
             return False
         return True
 
