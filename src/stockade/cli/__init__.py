@@ -9,6 +9,7 @@ from stockade.cli.failures import complain
 from stockade.cli.inspect import doctor, languages, version
 from stockade.cli.keys import keys
 from stockade.cli.run import run
+from stockade.cli.sandbox import sandbox
 from stockade.cli.serve import serve
 from stockade.cli.warden import warden
 from stockade.errors import Invalid, StockadeError
@@ -28,6 +29,7 @@ app.command()(run)
 app.command()(languages)
 app.command()(doctor)
 app.command()(warden)
+app.add_typer(sandbox, name="sandbox")
 app.add_typer(keys, name="keys")
 app.command()(version)
 

@@ -67,7 +67,8 @@ class NativeSandboxes:
                 "cpus": limits.cpus,
                 "memory_bytes": limits.memory_bytes,
                 "processes": limits.processes,
-                "disk_bytes": limits.disk_bytes,
+                # It lies in the sandbox's memory: who fills it shall hear that, and not have processes killed.
+                "disk_bytes": min(limits.disk_bytes, limits.memory_bytes - limits.memory_bytes // 8),
                 "disk_inodes": limits.disk_inodes,
                 "open_files": limits.open_files,
                 "stack_bytes": limits.stack_bytes,
