@@ -1,11 +1,12 @@
-"""`docker run --rm`, on an engine that is ours alone where we may start one, else on the one that runs.
+"""`docker run --rm` and `docker exec`, on an engine that is ours alone where we may start one, else on the one that runs.
 
 Our own engine lives in network, mount and pid namespaces of its own, with its data in a temporary directory: the host's
 interfaces, firewall and mounts stay as they are, and when its pid namespace ends, nothing of it is left. The image
-holds the host's own Python and no more, so nothing is downloaded.
+holds the host's own Python and a few small programs and no more, so nothing is downloaded.
 """
 
 import contextlib
+import fcntl
 import io
 import os
 import shutil
@@ -13,18 +14,21 @@ import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measure import BenchError, Sample
 from bench.programs import HELLO, PYTHON, spawn
 
-__all__ = ["Docker", "docker"]
+__all__ = ["Container", "Docker", "docker"]
 
 UP_S = 40.0
 COMMAND_S = 60.0
 _TAG = "stockade-bench"
+_SMALL_PROGRAMS = tuple(f"/usr/bin/{name}" for name in ("cat", "dd", "sleep", "true"))
+_CHUNK = 1 << 20
+_F_SETPIPE_SZ = 1031
 _NO_PACKAGES = ("test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "__pycache__")
 
 
@@ -42,6 +46,60 @@ class Docker:
         """`docker run --rm OPTIONS … python3 -c` hello."""
         argv = [*self.client, "run", "--rm", *options, self.image, PYTHON, "-c", HELLO]
         return lambda: spawn(argv, b"hello\n")
+
+    def running(self, command: Sequence[str]) -> Sample:
+        """`docker run --rm … COMMAND`, which prints nothing."""
+        argv = [*self.client, "run", "--rm", self.image, *command]
+        return lambda: spawn(argv, b"")
+
+    @contextlib.contextmanager
+    def container(self) -> Iterator["Container"]:
+        """A container that runs, removed with the block.
+
+        Raises:
+            BenchError: it does not start.
+        """
+        name = _ask((*self.client, "run", "--detach", "--init", self.image, "/usr/bin/sleep", "86400"))
+        try:
+            yield Container(client=self.client, name=name)
+        finally:
+            with contextlib.suppress(BenchError):
+                _ask((*self.client, "rm", "--force", name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """One that runs, to be entered."""
+
+    client: tuple[str, ...]
+    name: str
+
+    def executing(self, command: Sequence[str]) -> Sample:
+        """`docker exec … COMMAND`, which prints nothing."""
+        argv = self._exec(command)
+        return lambda: spawn(argv, b"")
+
+    def make(self, path: str, size: int) -> None:
+        """A file of zeros, of whole MiB."""
+        _ask(tuple(self._exec(("/usr/bin/dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={size >> 20}"))))
+
+    def stream(self, command: Sequence[str]) -> tuple[float, int]:
+        """Run a program and count what it prints: seconds, bytes."""
+        buffer = bytearray(_CHUNK)
+        count = 0
+        began = time.perf_counter()
+        with subprocess.Popen(self._exec(command), stdout=subprocess.PIPE, bufsize=0) as process:
+            assert process.stdout is not None
+            fcntl.fcntl(process.stdout, _F_SETPIPE_SZ, _CHUNK)  # the client is to wait for us as little as it can
+            while part := process.stdout.readinto(buffer):
+                count += part
+        seconds = time.perf_counter() - began
+        if process.returncode:
+            raise BenchError(f"docker exec {command[0]} ended with {process.returncode}")
+        return seconds, count
+
+    def _exec(self, command: Sequence[str]) -> list[str]:
+        return [*self.client, "exec", self.name, *command]
 
 
 @contextlib.contextmanager
@@ -143,7 +201,7 @@ def _import_image(command: tuple[str, ...]) -> None:
 
 
 def _add_python(archive: tarfile.TarFile) -> None:
-    """The system's interpreter, its library without what a hello does not need, and the shared libraries of both."""
+    """The system's interpreter, its library without what a hello does not need, small programs, and shared libraries."""
     real = os.path.realpath(PYTHON)
     library = Path(_stdlib())
     for name in ("bin", "lib", "lib64"):
@@ -157,7 +215,9 @@ def _add_python(archive: tarfile.TarFile) -> None:
     text = b"root:x:0:0:root:/root:/bin/sh\n"
     users.size = len(text)
     archive.addfile(users, io.BytesIO(text))
-    files = {PYTHON, real, *_shared_libraries(real)}
+    files = {PYTHON, real, *_shared_libraries(real), *_SMALL_PROGRAMS}
+    for program in _SMALL_PROGRAMS:
+        files.update(_shared_libraries(program))
     for path in sorted(files):
         archive.add(path, arcname=path.lstrip("/"), recursive=False)
     for entry_path in sorted(library.iterdir()):

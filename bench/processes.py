@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["PARTS", "Usage", "belongings", "kernel_workers", "machine", "memory", "parts", "resident", "usage"]
+__all__ = ["PARTS", "Usage", "belongings", "kernel_workers", "machine", "memory", "parts", "peak", "resident", "usage"]
 
 PARTS = ("server", "keeper", "warden", "mason", "templates", "sandboxes")
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -108,6 +108,15 @@ def resident(pids: Iterable[int]) -> int:
         with contextlib.suppress(OSError):
             pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * _PAGE_BYTES
+
+
+def peak(pid: int) -> int:
+    """The most resident bytes that a process has had since its start, or since its peak was set back; 0 once ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def belongings(found: dict[str, list[int]]) -> dict[str, int]:

@@ -1,12 +1,12 @@
 """The server, its warden or the disk fails in the middle of work: what clients see, and what is left on the host."""
 
 import asyncio
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +70,7 @@ async def test_a_server_that_is_killed_in_the_middle_leaves_nothing_behind(tmp_p
         assert len(seen[0]) > 20  # server, keeper, warden, mason, sandboxes and their groups
         await asyncio.to_thread(until, lambda: not remaining(seen[0]))
     assert Path("/proc/self/mounts").read_text() == mounts
-    assert {path.name for path in tmp_path.iterdir()} <= {"keys.json", "lock", "caches"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"state", "images", "lock", "caches"}
     with serving(tmp_path) as server:
         assert (await exchange(server.url, HELLO)).json()["stdout"] == "42\n"
 
@@ -139,16 +139,14 @@ async def test_sigterm_lets_all_that_run_or_wait_end(tmp_path: Path) -> None:
 
 
 ON_SMALL_DISK = """
-import ctypes, json, os, subprocess, sys
-directory, files, *command = sys.argv[1:]
+import ctypes, os, shutil, subprocess, sys
+directory, content, *command = sys.argv[1:]
 libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 16384, 1 << 18
 assert libc.unshare(CLONE_NEWNS) == 0
 assert libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0
-assert libc.mount(b"small", directory.encode(), b"tmpfs", 0, b"mode=700,size=64k") == 0
-for name, content in json.loads(files).items():
-    with open(os.path.join(directory, name), "w") as file:
-        file.write(content)
+assert libc.mount(b"small", directory.encode(), b"tmpfs", 0, b"mode=700,size=512k") == 0
+shutil.copytree(content, directory, dirs_exist_ok=True)
 try:  # and not a byte is left
     with open(os.path.join(directory, "filler"), "wb", buffering=0) as file:
         while file.write(b"x" * 4096):
@@ -156,9 +154,9 @@ try:  # and not a byte is left
 except OSError:
     pass
 status = subprocess.call(command)
-for name in sorted(os.listdir(directory)):
-    if name != "filler":
-        print("LEFT", name, os.path.getsize(os.path.join(directory, name)))
+for folder, _, names in os.walk(directory):
+    for name in sorted(names):
+        print("LEFT", name)
 sys.exit(status)
 """
 
@@ -178,12 +176,14 @@ sys.exit(process.returncode)
 """
 
 
-def start_on_full_disk(directory: Path, files: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Start a server whose data directory, with *files* in it, has no byte left; stops when it answers."""
+def start_on_full_disk(directory: Path, content: Path) -> "subprocess.CompletedProcess[str]":
+    """Start a server whose data directory, with *content* in it, has no byte left; stops when it answers."""
+    directory.mkdir()
+    content.mkdir(exist_ok=True)
     words = command("serve", "--port", "0", "--data-dir", str(directory))
     words = [sys.executable, "-c", ANSWER_THEN_STOP, *words]
     return subprocess.run(
-        [sys.executable, "-c", ON_SMALL_DISK, str(directory), json.dumps(files), *words],
+        [sys.executable, "-c", ON_SMALL_DISK, str(directory), str(content), *words],
         env=environment(),
         capture_output=True,
         text=True,
@@ -192,21 +192,23 @@ def start_on_full_disk(directory: Path, files: dict[str, str]) -> "subprocess.Co
 
 
 @root_only
-def test_a_first_start_on_a_full_disk_says_so_and_leaves_no_half_key_file(tmp_path: Path) -> None:
-    done = start_on_full_disk(tmp_path, {})
+def test_a_first_start_on_a_full_disk_says_so_and_leaves_no_half_database(tmp_path: Path) -> None:
+    done = start_on_full_disk(tmp_path / "small", tmp_path / "nothing")
     assert done.returncode == 1
-    assert re.search(r"^stockade: .*keys\.json: cannot be written: No space left on device", done.stderr, re.MULTILINE)
+    assert re.search(r"^stockade: .*/state/.*No space left on device", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr
     assert "sk_" not in done.stdout, "a key that was not kept must not be shown"
-    assert "keys.json" not in done.stdout
+    assert "stockade.db" not in done.stdout
 
 
 @root_only
 def test_a_server_with_a_key_starts_and_runs_on_a_full_disk(tmp_path: Path) -> None:
-    keys = json.dumps({"format": 1, "keys": [
-        {"id": "key_1", "name": "admin", "hash": "0" * 64, "preview": "sk_…", "created": "2026-01-01T00:00:00+00:00"}
-    ]})  # fmt: skip
-    done = start_on_full_disk(tmp_path, {"keys.json": keys})
+    content = tmp_path / "content"
+    subprocess.run(
+        command("keys", "create", "ci", "--data-dir", str(content)), env=environment(), check=True, timeout=START_S
+    )
+    (content / "state" / "server-id").write_text(f"{uuid.uuid4()}\n")  # as a first start makes it
+    done = start_on_full_disk(tmp_path / "small", content)
     assert done.returncode == 0, done.stderr
     assert '"stdout":"42\\n"' in done.stdout
-    assert f"LEFT keys.json {len(keys.encode())}" in done.stdout
+    assert "LEFT stockade.db\n" in done.stdout

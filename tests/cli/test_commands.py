@@ -92,20 +92,6 @@ def test_a_configured_template_that_cannot_be_is_told_by_its_key(stockade: Stock
     assert "templates.science.language: c has no template" in done.stderr
 
 
-def test_keys_are_made_shown_once_and_changed(stockade: Stockade) -> None:
-    secret = stockade("keys", "add", "ci", "--no-templates").stdout.strip()
-    assert secret.startswith("sk_")
-    (listed,) = json.loads(stockade("keys", "list", "--json").stdout)
-    assert (listed["name"], listed["templates"]) == ("ci", False)
-    assert "hash" not in listed
-    assert stockade("keys", "set", "ci", "--templates").returncode == 0
-    (listed,) = json.loads(stockade("keys", "list", "--json").stdout)
-    assert listed["templates"] is True
-    assert secret not in stockade("keys", "list").stdout
-    assert stockade("keys", "set", "nobody", "--templates").returncode == 1
-    assert stockade("keys", "add", "ci").returncode == 1
-
-
 def test_run_gives_json_to_scripts(stockade: Stockade) -> None:
     done = stockade("run", "--json", "-c", "print('π'); import sys; sys.exit(3)")
     result = json.loads(done.stdout)

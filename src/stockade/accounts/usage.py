@@ -98,8 +98,8 @@ def used_by(sandbox: Sandbox, prices: PriceConfig) -> UsageRecord:
         duration_ms=round(1000 * wall_s),
         cpu_ms=round(1000 * cpu_s),
         memory_mb_seconds=round(memory_bytes / MIB * wall_s),
-        bytes_in=getattr(usage, "bytes_in", 0),
-        bytes_out=getattr(usage, "bytes_out", 0),
+        bytes_in=usage.bytes_in if usage else 0,
+        bytes_out=usage.bytes_out if usage else 0,
         cost_microcents=cost_microcents(prices, cpu_s=cpu_s, memory_gb_s=memory_bytes / (1024 * MIB) * wall_s),
     )
 

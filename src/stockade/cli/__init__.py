@@ -11,6 +11,7 @@ from stockade.cli.keys import keys
 from stockade.cli.run import run
 from stockade.cli.sandbox import sandbox
 from stockade.cli.serve import serve
+from stockade.cli.usage import usage
 from stockade.cli.warden import warden
 from stockade.errors import Invalid, StockadeError
 
@@ -31,6 +32,7 @@ app.command()(doctor)
 app.command()(warden)
 app.add_typer(sandbox, name="sandbox")
 app.add_typer(keys, name="keys")
+app.command()(usage)
 app.command()(version)
 
 
