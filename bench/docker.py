@@ -1,4 +1,4 @@
-"""`docker run --rm` and `docker exec`, on an engine that is ours alone where we may start one, else on the one that runs.
+"""`docker run --rm` and `docker exec`, on an engine of our own where we may start one, else on the one that runs.
 
 Our own engine lives in network, mount and pid namespaces of its own, with its data in a temporary directory: the host's
 interfaces, firewall and mounts stay as they are, and when its pid namespace ends, nothing of it is left. The image
@@ -90,8 +90,9 @@ class Container:
         began = time.perf_counter()
         with subprocess.Popen(self._exec(command), stdout=subprocess.PIPE, bufsize=0) as process:
             assert process.stdout is not None
-            fcntl.fcntl(process.stdout, _F_SETPIPE_SZ, _CHUNK)  # the client is to wait for us as little as it can
-            while part := process.stdout.readinto(buffer):
+            output = process.stdout.fileno()
+            fcntl.fcntl(output, _F_SETPIPE_SZ, _CHUNK)  # the client is to wait for us as little as it can
+            while part := os.readv(output, [buffer]):
                 count += part
         seconds = time.perf_counter() - began
         if process.returncode:
@@ -201,7 +202,7 @@ def _import_image(command: tuple[str, ...]) -> None:
 
 
 def _add_python(archive: tarfile.TarFile) -> None:
-    """The system's interpreter, its library without what a hello does not need, small programs, and shared libraries."""
+    """The system's interpreter, its library without what a hello does not need, small programs, shared libraries."""
     real = os.path.realpath(PYTHON)
     library = Path(_stdlib())
     for name in ("bin", "lib", "lib64"):

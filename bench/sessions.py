@@ -14,6 +14,7 @@ from bench import processes
 from bench.context import Bench, ratio
 from bench.docker import Container, docker
 from bench.measure import BenchError, Figure, Sample, Timing, interleaved
+from bench.programs import HELLO, PYTHON, TRUE, bare
 from bench.server import Server, serving
 from bench.sessions_client import Client
 from bench.sessions_crowd import crowd, pause
@@ -34,14 +35,15 @@ max_body_bytes = {2 * FILE_BYTES}
 [sandbox.maximum]
 disk_bytes = {4 * FILE_BYTES}
 [dialects.execbox]
-default_disk_bytes = {2 * FILE_BYTES}
+default_disk_bytes = {3 * FILE_BYTES}
 default_memory_mb = 4096
 """
-_TRUE = "/usr/bin/true"
 _CAT = ("/usr/bin/cat",)
 _QUARTER = "/tmp/quarter"
 
 FIRST, EXEC, STREAM = "create and first exec of true", "exec true", "1 GiB of standard output"
+CONNECTED, IN_A_ROW = f"{FIRST}, with a way out", f"{FIRST}, in a row"
+BARE = "bare python3 -c, between sandboxes that live"
 DOCKER_RUN, DOCKER_EXEC, DOCKER_STREAM = "docker run --rm true", "docker exec true", "docker exec cat, 1 GiB"
 UPLOAD, DOWNLOAD = "upload of 1 GiB", "download of 1 GiB"
 
@@ -74,7 +76,7 @@ def _first(client: Client, network: str) -> Sample:
     def sample() -> float:
         began = time.perf_counter()
         name = client.create(network=network)
-        client.exec(name, _TRUE)
+        client.exec(name, TRUE)
         seconds = time.perf_counter() - began
         client.kill(name)
         return seconds
@@ -83,15 +85,16 @@ def _first(client: Client, network: str) -> Sample:
 
 
 def _in_turns(bench: Bench, client: Client) -> None:
-    """One client, without Docker: what a container leaves to be done would be on our bill."""
+    """One client, in turns with bare Python; without Docker, which would leave us what it has to clear away."""
     results, rounds = bench.results, bench.options.rounds
+    plain = bare((PYTHON, "-c", HELLO), b"hello\n")
+    first, connected = _first(client, "none"), _first(client, "outgoing")
     with _sandbox(client, network="none") as name:
-        contestants: dict[str, Sample] = {
-            FIRST: _first(client, "none"),
-            f"{FIRST}, with a way out": _first(client, "outgoing"),
-            EXEC: lambda: client.exec(name, _TRUE)[0],
-        }
-        results.add(interleaved(contestants, rounds=rounds))
+        in_turns: dict[str, Sample] = {FIRST: first, BARE: plain, EXEC: lambda: client.exec(name, TRUE)[0]}
+        results.add(interleaved(in_turns, rounds=rounds))
+        results.add(interleaved({CONNECTED: connected, f"{BARE}, later": plain}, rounds=rounds // 2))
+        in_a_row = tuple(first() for _ in range(rounds))
+    results.add({IN_A_ROW: Timing(name=IN_A_ROW, seconds=in_a_row)})
     times = results.timings
     results.figures += [
         Figure(name=FIRST, value=times[FIRST].median * 1e3, unit="ms", most=8, note="over HTTP, then a WebSocket"),
@@ -111,9 +114,9 @@ def _beside_docker(bench: Bench, client: Client) -> None:
                 container.make(_QUARTER, FILE_BYTES // 4)
                 small: dict[str, Sample] = {
                     ours[FIRST]: _first(client, "none"),
-                    DOCKER_RUN: engine.running((_TRUE,)),
-                    ours[EXEC]: lambda: client.exec(name, _TRUE)[0],
-                    DOCKER_EXEC: container.executing((_TRUE,)),
+                    DOCKER_RUN: engine.running((TRUE,)),
+                    ours[EXEC]: lambda: client.exec(name, TRUE)[0],
+                    DOCKER_EXEC: container.executing((TRUE,)),
                 }
                 results.add(interleaved(small, rounds=bench.options.docker_rounds, warm_up=1))
                 large = {ours[STREAM]: stream, DOCKER_STREAM: _docker_stream(container)}

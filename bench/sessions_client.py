@@ -28,7 +28,7 @@ _FRAME_BYTES = 5
 _MOST_TEXT = 2000
 
 
-def parse_head(data: bytes | memoryview) -> tuple[int, int, int] | None:
+def parse_head(data: bytes | bytearray) -> tuple[int, int, int] | None:
     """Opcode, length of the head, and length of the payload of a WebSocket frame; `None` when the head is not whole.
 
     Raises:

@@ -9,6 +9,7 @@ from pathlib import Path
 from bench import processes
 from bench.context import Bench
 from bench.measure import BenchError, Figure, Timing
+from bench.programs import TRUE
 from bench.server import Server
 from bench.sessions_client import Client
 
@@ -25,7 +26,6 @@ _STILL_KIB = 2048
 """Two looks at the free memory that differ by less show a machine at rest, ..."""
 _STILL_EVERY_S = 0.5
 """... this long apart."""
-_TRUE = "/usr/bin/true"
 _BODY = {"command": ["/usr/bin/sleep", "290"], "network": "none"}
 _WHERE = {"AnonPages": "anonymous", "Slab": "slab", "PageTables": "page tables", "KernelStack": "stacks",
           "Percpu": "per processor", "Shmem": "shared"}  # fmt: skip
@@ -103,7 +103,7 @@ def pause(bench: Bench, client: Client) -> None:
     for _ in range(2):  # what the machine does meanwhile hits both
         for name, count in ((alone, 1), (among, LIVE)):
             with _living(client, count) as living:
-                times[name] += [client.exec(living.names[n % count], _TRUE)[0] for n in range(halves)]
+                times[name] += [client.exec(living.names[n % count], TRUE)[0] for n in range(halves)]
     bench.results.add({name: Timing(name=name, seconds=tuple(seconds)) for name, seconds in times.items()})
     one, many = (bench.results.timings[name].quantile(0.99) for name in (alone, among))
     bench.results.figures.append(

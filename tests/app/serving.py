@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 START_S = 60
 ALLOW_AS_USER = "memory,swap,processes,cpu_rate,cpu_time,own_ids"
@@ -59,28 +61,44 @@ def command(*arguments: str) -> list[str]:
 @contextlib.contextmanager
 def serving(data_dir: Path, *arguments: str, **variables: str) -> Iterator[Server]:
     """A server on a free port that answers; killed at the end where it still runs."""
-    with subprocess.Popen(
+    process = subprocess.Popen(
         command("serve", "--port", "0", "--data-dir", str(data_dir), *arguments),
         env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as process:
-        server = Server(process=process)
-        assert process.stdout is not None
-        assert process.stderr is not None
-        reader = threading.Thread(target=lambda stream=process.stderr: server.log.extend(stream), daemon=True)
-        reader.start()
-        try:
-            for line in process.stdout:
-                server.banner += line
-                if line.strip().startswith("curl"):
-                    break
-            else:
-                reader.join(5)
-                raise AssertionError(f"the server did not start:\n{''.join(server.log)}")
-            yield server
-        finally:
-            process.kill()
-            process.wait(START_S)
+    )
+    server = Server(process=process)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    reader = threading.Thread(target=_collect, args=(process.stderr, server.log), daemon=True)
+    reader.start()
+    try:
+        for line in process.stdout:
+            server.banner += line
+            if line.strip().startswith("curl"):
+                break
+        else:
             reader.join(5)
+            raise AssertionError(f"the server did not start:\n{''.join(server.log)}")
+        yield server
+    finally:
+        process.kill()
+        process.wait(START_S)
+        process.stdout.close()
+        _let_end(reader, process.stderr)
+
+
+def _collect(stream: IO[str], lines: list[str]) -> None:
+    """Take what is written to the end, which comes when the last who holds the pipe has ended: the server, or a warden
+    that outlives it because sandboxes live.
+    """
+    with stream:
+        lines.extend(stream)
+
+
+def _let_end(reader: threading.Thread, stream: IO[str]) -> None:
+    """Wait until *reader* has all that is there."""
+    with contextlib.suppress(ValueError):  # it has ended, and closed its stream
+        while reader.is_alive() and select.select([stream], [], [], 0)[0]:
+            reader.join(0.05)

@@ -17,13 +17,14 @@ __all__ = [
     "LONG",
     "MIB",
     "becomes_so",
+    "command_of",
     "descriptors",
     "end_process",
     "groups_of",
     "is_alive",
     "nothing_left",
     "peak_memory",
-    "processes_with",
+    "processes_like",
     "reset_peak",
     "served",
     "warden_of",
@@ -52,7 +53,9 @@ def warden_of(folder: Path) -> list[int]:
         fields = line.split(maxsplit=7)
         if len(fields) == 8 and fields[7] == str(folder / "warden.sock") and fields[3] == "00010000":  # it listens
             wanted.add(f"socket:[{fields[6]}]")
-    return [pid for pid in _processes() if _command(pid).startswith("stockade-warden") and _opened(pid) & wanted]
+    found = [pid for pid in _processes() if command_of(pid).startswith("stockade-warden") and _opened(pid) & wanted]
+    made = {child for pid in found for child in children(pid)}  # what it has forked and what has no name yet
+    return [pid for pid in found if pid not in made]
 
 
 def end_process(pid: int, number: int = signal.SIGKILL) -> None:
@@ -63,7 +66,7 @@ def end_process(pid: int, number: int = signal.SIGKILL) -> None:
         return
     try:
         signal.pidfd_send_signal(process, number)
-        assert select.select([process], [], [], 20)[0], f"process {pid} ({_command(pid)}) does not end"
+        assert select.select([process], [], [], 20)[0], f"process {pid} ({command_of(pid)}) does not end"
     except ProcessLookupError:
         pass
     finally:
@@ -121,9 +124,9 @@ def nothing_left(folder: Path) -> Iterator[Callable[[Server], None]]:
     assert mounts() <= before
 
 
-def processes_with(mark: str) -> list[int]:
-    """Processes of this host whose command line holds *mark*, other than the tests' own."""
-    return [pid for pid in _processes() if mark in (command := _command(pid)) and "pytest" not in command]
+def processes_like(words: str) -> list[int]:
+    """Processes of this host whose command line begins with *words*."""
+    return [pid for pid in _processes() if command_of(pid).startswith(words)]
 
 
 def descriptors(pid: int) -> int:
@@ -160,7 +163,7 @@ def _processes() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def _command(pid: int) -> str:
+def command_of(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:

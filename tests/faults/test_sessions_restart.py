@@ -14,7 +14,7 @@ import websockets
 from tests.app.serving import Server
 from tests.app.traces import children, until
 from tests.dialects.execbox.serving import Client, Heard, client_of, rest, stdin, until_heard
-from tests.faults.sessions import becomes_so, end_process, nothing_left, processes_with, served, warden_of
+from tests.faults.sessions import becomes_so, end_process, nothing_left, processes_like, served, warden_of
 
 pytestmark = pytest.mark.anyio
 
@@ -90,7 +90,7 @@ async def test_a_killed_server_s_sessions_are_all_there_again(tmp_path: Path) ->
                 sessions = await Sessions.start(client)
                 (warden,) = warden_of(tmp_path)
                 heard = await killed_with_clients(before, sessions, client)
-            sleeps = processes_with(f"sleep {MARK[-4:]}.5")
+            sleeps = processes_like(f"sleep {MARK[-4:]}.5")
             assert len(sleeps) == len(sessions.ending)
             for pid in sleeps:
                 os.kill(pid, signal.SIGKILL)

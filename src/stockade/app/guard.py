@@ -4,10 +4,9 @@ Pure ASGI, so that a request costs a few comparisons and no further task.
 """
 
 import asyncio
-import ipaddress
 import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -15,6 +14,7 @@ import structlog
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stockade.app.hosts import is_answered
 from stockade.wire.bodies import discard_body
 
 __all__ = ["Guard", "Refusal"]
@@ -59,6 +59,8 @@ class Guard:
     them: neither across origins nor by rebinding its own name to this address. With keys there is nothing to steal."""
     hosts: frozenset[str] | None
     """Names in `Host` that are answered, beside IP addresses (which cannot be rebound); `None` for any."""
+    largest_body: Callable[[str], int | None] = lambda _: None
+    """Of a path that has a limit of its own; `None` for any other."""
     origins: frozenset[str] = field(default=frozenset())
     """Origins that CORS allows; `*` allows any."""
 
@@ -90,6 +92,8 @@ class Guard:
         policy = _DOCS_POLICY if scope["path"].startswith(("/docs", "/static-offline-docs")) else _POLICY
         started = False
         received = 0
+        own = self.largest_body(scope["path"])
+        most = self.max_body_bytes if own is None else own
 
         async def guarded_send(message: Message) -> None:
             nonlocal started
@@ -103,16 +107,16 @@ class Guard:
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > self.max_body_bytes:
+                if received > most:
                     await discard_body(receive)
                     # Of the kind that FastAPI lets through its own body reading and answers by its handler.
-                    raise HTTPException(413, self._too_large)
+                    raise HTTPException(413, _too_large(most))
             return message
 
         announced = headers.get(b"content-length", b"")
         counted = announced.isdigit()  # by the HTTP parser: no more than that comes
-        if refusal is None and counted and int(announced[:19]) > self.max_body_bytes:
-            refusal = Refusal(status=413, error="Request body too large", message=self._too_large)
+        if refusal is None and counted and int(announced[:19]) > most:
+            refusal = Refusal(status=413, error="Request body too large", message=_too_large(most))
         if refusal is None:
             try:
                 await self.app(scope, receive if counted else guarded_receive, guarded_send)
@@ -129,13 +133,9 @@ class Guard:
                 await discard_body(receive)
             await _answer(refusal, guarded_send)
 
-    @property
-    def _too_large(self) -> str:
-        return f"the body may have at most {self.max_body_bytes} bytes"
-
     def _refuse(self, headers: dict[bytes, bytes]) -> Refusal | None:
         host = headers.get(b"host", b"").decode("latin-1").lower()
-        if self.hosts is not None and not self._answers_to(_name(host)):
+        if not is_answered(headers.get(b"host", b""), self.hosts):
             return Refusal(
                 status=421,
                 error="Unknown host",
@@ -150,27 +150,8 @@ class Guard:
             )
         return None
 
-    def _answers_to(self, name: str) -> bool:
-        # No browser leaves `Host` out.
-        return not name or self.hosts is None or name in self.hosts or _is_address(name)
-
     def _same_origin(self, origin: str, host: str) -> bool:
         return urlsplit(origin).netloc == host or origin in self.origins or "*" in self.origins
-
-
-def _name(host: str) -> str:
-    """The `Host` header without its port and brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].rstrip(".")
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _route(scope: Scope) -> str:
@@ -187,3 +168,7 @@ async def _answer(refusal: Refusal, send: Send) -> None:
     ]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _too_large(most: int) -> str:
+    return f"the body may have at most {most} bytes"

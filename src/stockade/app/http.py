@@ -1,7 +1,7 @@
 """The ASGI application: dialects, health, metrics and documentation on one address."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -130,7 +130,17 @@ def create_app(parts: Parts, *, host: str, only: str = "") -> ASGIApp:
     _add_health(app, parts, dialects, mounted, merged=not only)
     _add_metrics(app, parts, open_access=open_access)
     _add_errors(app)
-    return _guarded(Direct(app=app, routes=direct), config.server, host=host, open_access=open_access)
+
+    def largest_body(path: str) -> int | None:
+        for dialect in dialects:
+            if dialect.largest_body is not None:
+                found = dialect.largest_body(mounted[dialect.name], path)
+                if found is not None:
+                    return found
+        return None
+
+    guarded = Direct(app=app, routes=direct)
+    return _guarded(guarded, config.server, host=host, open_access=open_access, largest_body=largest_body)
 
 
 def _add_health(
@@ -206,7 +216,14 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, crash)
 
 
-def _guarded(app: ASGIApp, server: ServerConfig, *, host: str, open_access: bool) -> ASGIApp:
+def _guarded(
+    app: ASGIApp,
+    server: ServerConfig,
+    *,
+    host: str,
+    open_access: bool,
+    largest_body: Callable[[str], int | None],
+) -> ASGIApp:
     inner = app
     origins: frozenset[str] = frozenset()
     if server.cors_enabled:
@@ -222,6 +239,7 @@ def _guarded(app: ASGIApp, server: ServerConfig, *, host: str, open_access: bool
     return Guard(
         app=inner,
         max_body_bytes=server.max_body_bytes,
+        largest_body=largest_body,
         open_access=open_access,
         hosts=Guard.names(host, server.trusted_hosts, open_access=open_access),
         origins=origins,

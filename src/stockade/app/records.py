@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pwd
+import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from stockade.app.sandboxes import running_sandboxes
 from stockade.backends.sandboxing import Sandboxing
 from stockade.config import Config
 from stockade.engine import Engine, Ports
-from stockade.errors import Unavailable
+from stockade.errors import Fault, Unavailable
 from stockade.store import Database
 from stockade.store.builds import BuildTable
 from stockade.store.identity import server_id
@@ -50,11 +51,14 @@ async def prepare_records(config: Config, *, owner: pwd.struct_passwd | None = N
 
     Raises:
         Unavailable: the database, or the data directory, cannot be reached or written to.
+        Fault: there is something in the directory of its state that does not belong there.
         Invalid, Unsupported, Fault: as `Database.open`.
     """
     state = config.data_dir / STATE
     identity = server_id(state)
     imported = read_key_file(config.data_dir)
+    if os.geteuid() == 0:
+        _take_back(state)
     async with await Database.open(
         database_place(config),
         timeout_s=config.database.timeout_s,
@@ -81,10 +85,36 @@ async def prepare_records(config: Config, *, owner: pwd.struct_passwd | None = N
     return secret
 
 
+def _take_back(directory: Path) -> None:
+    """Make a directory root's again and see that there are plain files in it: what root opens there, by name, a server
+    without privileges may have put there, one that was taken over.
+
+    Raises:
+        Fault: there is something else.
+    """
+    os.chown(directory, 0, 0, follow_symlinks=False)  # first: it is 0700, and so nobody else changes it now
+    for path in directory.iterdir():
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise Fault(
+                f"{path}: is no plain file of its own, which is all that belongs there: look at it, and remove it"
+            )
+
+
 def _hand_over(directory: Path, owner: pwd.struct_passwd) -> None:
-    """Give a directory of ours, with the files in it, to *owner*. It is 0700: nobody else has put a link there."""
-    for path in (*directory.iterdir(), directory):
-        os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
+    """Give a directory of ours, with the files in it, to *owner*, who may have had it before and is not trusted.
+
+    A link in it may be one to a file of somebody else's: those stay as they are.
+    """
+    for path in directory.iterdir():
+        file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            status = os.fstat(file)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                os.chown(f"/proc/self/fd/{file}", owner.pw_uid, owner.pw_gid)
+        finally:
+            os.close(file)
+    os.chown(directory, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
 
 
 @contextlib.asynccontextmanager

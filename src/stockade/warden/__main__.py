@@ -77,6 +77,7 @@ def main(argv: list[str]) -> int:
             template_files=template_files,
         )
         if own_uids:
+            kernel.fix_capabilities()  # the mason is somebody else while it makes a cell, and yet the mason
             # The bounding set first: it takes a capability that then goes.
             kernel.drop_bounding_set(_CAPABILITIES)
             kernel.drop_capabilities(_CAPABILITIES)

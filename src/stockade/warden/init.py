@@ -70,6 +70,7 @@ ROOT_CAPABILITIES = frozenset({
 })  # fmt: skip
 """What root of a sandbox that lives may do with the sandbox's own files, ids and processes. Runs have nothing of it."""
 _LONGEST_COMPLAINT = 3800  # bytes
+_PENDING_SIGNALS = 4096  # timers among them; the kernel has one budget for all forks of a template
 
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP_RUNNING = 0x41
@@ -320,6 +321,7 @@ def set_rlimits(birth: Birth, demand: Demand) -> None:
         (resource.RLIMIT_FSIZE, demand.disk_bytes),
         (resource.RLIMIT_NOFILE, demand.open_files),
         (resource.RLIMIT_STACK, demand.stack_bytes),
+        (resource.RLIMIT_SIGPENDING, _PENDING_SIGNALS),
         # Counted in our user namespace alone since Linux 5.14. Where there is a control group it shall refuse first,
         # for it keeps count of that: hence the room, which forks under way at the same moment use up.
         (resource.RLIMIT_NPROC, demand.processes * 2 + 16 if birth.processes_in_group else demand.processes + 1),

@@ -33,6 +33,8 @@ def make(namespaces: int, live: Callable[[], None], first_id: int | None, *, ids
     """
     pid = -1
     try:
+        if first_id is not None:
+            _become_owner(first_id)
         pid = kernel.clone(namespaces, signal.SIGCHLD)
         if pid == 0:
             live()
@@ -50,7 +52,25 @@ def make(namespaces: int, live: Callable[[], None], first_id: int | None, *, ids
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)  # not yet reaped: the id cannot be another's
         return {"pid": pid, **answer}
+    finally:
+        if pid != 0 and first_id is not None:
+            _become_ourselves()
     return {"pid": pid}
+
+
+def _become_owner(uid: int) -> None:
+    """Have a user namespace that we make now belong to *uid*, the first of its own ids.
+
+    Much that the kernel counts for each user (inotify instances, signals and timers that are pending, queues) it counts
+    once more for the owner of the namespace. Were that the same for all, one sandbox could use it up for every other.
+    """
+    os.setresuid(-1, uid, uid)
+    kernel.set_dumpable(dumpable=True)  # which that has taken away: the child's /proc entries must be its own
+
+
+def _become_ourselves() -> None:
+    os.setresuid(-1, 0, 0)
+    kernel.set_parent_death_signal(signal.SIGKILL)  # which that has cleared
 
 
 def _map_ids(pid: int, line: str) -> None:

@@ -38,6 +38,7 @@ _MASKED = (
 )  # fmt: skip
 _STAGE = "/tmp"  # any directory that exists: our tmpfs covers it in our namespace only
 _STAGE_IN_TEMPLATE = "/.stage"
+_TERMINALS = 128
 _SPARE_INODES = 48  # beyond the limit: for the directories that we make ourselves
 # What a tenant may write to, made before there is anything of the image's: (path, mode, is the tenant's).
 _OWN_DIRECTORIES = ((HOME, 0o700, True), ("/code", 0o755, True), ("/tmp", 0o1777, False), ("/var/tmp", 0o1777, False))
@@ -197,7 +198,8 @@ def _build_root(stage: Stage, image: Image, user: int) -> str:
     for source, target in image.binds:
         kernel.mount(source, f"{root}/{target}", None, kernel.MS_BIND | kernel.MS_REC)
     kernel.mount(stage.dev, f"{root}/dev", None, kernel.MS_BIND | kernel.MS_REC)
-    pts_options = "newinstance,ptmxmode=0666,mode=620"
+    # The kernel has some 3,000 terminals for all sandboxes together: max, so that one cannot take them all.
+    pts_options = f"newinstance,ptmxmode=0666,mode=620,max={_TERMINALS}"
     kernel.mount("devpts", f"{root}/dev/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, pts_options)
     kernel.mount(f"{disk}/shm", f"{root}/dev/shm", None, kernel.MS_BIND)
     return root

@@ -29,6 +29,8 @@ _MOST = 4096
 _UP_S = 20.0
 _PAGE = 200
 _LONGEST_S = 366 * 86400.0
+_NONSENSE = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
+"""What comes of believing a message that is not as it should be, or its descriptors."""
 
 
 class Client(Protocol):
@@ -272,7 +274,7 @@ class Residents:
         for message, descriptors in news:
             try:
                 self._learn(resident, message, descriptors)
-            except (KeyError, TypeError, ValueError):  # PID 1 does not speak our language: it is not itself any more
+            except _NONSENSE:  # PID 1 does not speak our language: it is not itself any more
                 more = False
             finally:
                 for fd in descriptors:
@@ -309,7 +311,7 @@ class Residents:
         if resident.up is not None:
             return
         resident.up = at
-        if listeners and self._egress is not None:
+        if listeners and resident.request.outgoing and self._egress is not None:
             passed = tuple(listeners)
             listeners.clear()  # they are the egress's to close
             try:
@@ -334,7 +336,7 @@ class Residents:
             if not news:
                 break
             for message, descriptors in news:
-                with contextlib.suppress(KeyError, TypeError, ValueError):
+                with contextlib.suppress(*_NONSENSE):
                     if "exited" in message or "failed" in message:
                         self._learn(resident, message, descriptors)
                 for fd in descriptors:
@@ -395,6 +397,9 @@ class Residents:
             return
         process.started = True
         if process.is_terminal and descriptors:
+            if not os.isatty(descriptors[0]):
+                raise ValueError("not a terminal")
+            os.set_blocking(descriptors[0], False)
             master = descriptors.pop(0)
             process.stdin = process.logs[0].source = master
             self._outputs.watch(resident, process, process.logs[0])

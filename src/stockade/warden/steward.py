@@ -33,9 +33,12 @@ from .mounts import fit_sandbox_root, furnish_sandbox_root
 
 __all__ = ["Stay", "live"]
 
+_NO_ROOM = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE)
+"""Of processes, of memory, of terminals, of descriptors."""
 _TIOCGPTN = 0x8004_5430
 _TIOCSPTLCK = 0x4004_5431
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+_REAPED_A_TURN = 64  # so that one who forks without end does not keep us from the warden's orders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +142,7 @@ class _Steward:
         protocol.send(self._control, news, descriptors)  # waits while the warden is busy
 
     def _reap(self) -> None:
-        while True:
+        for _ in range(_REAPED_A_TURN):
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -151,6 +154,7 @@ class _Steward:
                 disk = os.statvfs("/dev/shm")  # the same file system as everything that can be written
                 full = disk.f_bfree == 0 or disk.f_ffree == 0
                 self._tell({"exited": number, "status": status, "at": time.monotonic(), "disk_full": full})
+        os.kill(os.getpid(), signal.SIGCHLD)  # there may be more; an order comes first
 
     def _obey(self, order: dict[str, Any], descriptors: list[int]) -> None:
         what = order["do"]
@@ -183,7 +187,7 @@ class _Steward:
                     actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate(descriptors)]
                 pid = _start(order["argv"], order["env"], order["cwd"], actions)
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.ENOMEM):
+            if error.errno in _NO_ROOM:
                 self._tell({"spawned": number, "busy": f"no room for another process: {error.strerror}"})
             else:
                 code = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
@@ -211,6 +215,7 @@ class _Steward:
         finally:
             os.setresuid(UID, UID, UID)
             os.setresgid(UID, UID, UID)
+            kernel.set_dumpable(dumpable=False)  # changing the ids has set it to what fs.suid_dumpable says
             kernel.set_parent_death_signal(signal.SIGKILL)  # changing the ids has cleared it
 
     def _begin_agent(self, channel: int, *, root: bool) -> None:

@@ -62,6 +62,7 @@ def become(birth: init.Birth, recipe: Recipe, files: int) -> NoReturn:
         init.die_first()
         init.become_root(birth)
         kept = _KEPT if birth.own_ids else _KEPT_ALONE
+        kernel.fix_capabilities()  # it is somebody else while it makes a cell
         kernel.drop_bounding_set(kept)
         socket.sethostname(init.HOSTNAME)
         os.setsid()

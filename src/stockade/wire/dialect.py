@@ -49,6 +49,8 @@ class Dialect:
     health: Callable[[Services], dict[str, object]] | None = None
     """Members that this dialect adds to the merged server's `GET /health`. A dialect that is alone on a port
     answers `/health` with exactly these."""
+    largest_body: Callable[[Services, str], int | None] | None = None
+    """Bytes that the body of a request to a path may have, where that is not the server's own limit (`None`)."""
     listeners: Callable[[Services], AbstractAsyncContextManager[object]] | None = None
     """Whatever the dialect serves beside HTTP (gRPC), where its settings say so. Entered once for each server, however
     many apps mount the dialect, after the engine has started; left before the engine is closed."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,9 @@ _numbers = itertools.count()
 
 @contextlib.contextmanager
 def platform(folder: Path, **variables: str) -> Iterator[Server]:
-    """A server that speaks execbox on an address of its own, too."""
+    """A server that speaks execbox on an address of its own, too. What lives in it ends with the block, unless a test
+    has ended the server itself.
+    """
     settings = {
         "STOCKADE_API_KEY": KEY,
         "STOCKADE_ACCOUNTS_WAITLIST": "true",
@@ -33,7 +36,12 @@ def platform(folder: Path, **variables: str) -> Iterator[Server]:
         **variables,
     }
     with serving(folder, "--dialect", "execbox=127.0.0.1:0", **settings) as server:
-        yield server
+        try:
+            yield server
+        finally:
+            if server.process.poll() is None:
+                # As by Ctrl-C: sandboxes, which outlive every other end of the server, are ended too.
+                server.end(signal.SIGINT)
 
 
 @dataclass(kw_only=True)

@@ -386,6 +386,16 @@ async def test_case_36_a_file_goes_up_and_comes_down(a: Client) -> None:
     assert (await a.hear(session, "exec?cmd=cat&cmd=/tmp/a/b.bin")).stdout == b"\x00\xff\n"
 
 
+async def test_case_36_files_may_be_larger_than_other_bodies(a: Client) -> None:
+    session = await a.start(["sleep", "300"])
+    url = f"/v1/sessions/{session}/files?path=/tmp/large"
+    data = bytes(range(256)) * (80 << 10)
+    assert (await a.post(url, content=data)).json() == {"path": "/tmp/large", "size": len(data)}
+    assert (await a.get(url)).content == data
+    part = await a.get(url, headers={"Range": "bytes=255-257"})
+    assert (part.status_code, part.content) == (206, b"\xff\x00\x01")
+
+
 async def test_case_37_wrong_uses_of_files(a: Client) -> None:
     session = await a.start(["sleep", "300"])
     url = f"/v1/sessions/{session}/files"
@@ -501,6 +511,14 @@ async def test_case_44_files_are_built_in(a: Client) -> None:
     for members in ({"files": [{"path": "/a", "content": "!", "encoding": "base64"}]}, {"setup": ["FROM scratch"]}):
         response = await a.post("/v1/sessions", json={"image": "host", "command": ["true"], **members})
         assert code(response) == (400, "BAD_REQUEST")
+
+
+async def test_case_44_files_come_in_a_body_of_up_to_16_mib(a: Client) -> None:
+    files = [{"path": "/opt/large", "content": "x" * (6 << 20)}]
+    heard = await a.hear(await a.start(["wc", "-c", "/opt/large"], files=files))
+    assert heard.stdout.split()[0] == str(6 << 20).encode()
+    too_large = {"image": "host", "files": [{"path": "/opt/large", "content": "x" * (17 << 20)}]}
+    assert code(await a.post("/v1/sessions", json=too_large)) == (413, "PAYLOAD_TOO_LARGE")
 
 
 async def test_case_44_a_failed_build_shows_the_end_of_its_log(a: Client) -> None:
@@ -625,20 +643,20 @@ async def test_case_50_a_restart(tmp_path: Path, anyio_backend: str, how: signal
             session = await client.start(["sh", "-c", "echo before; cat", mark])
             async with client.connect(session, "attach") as connection:
                 await until_heard(connection, Heard(), b"before\n")
-        before.end(how)
-    with platform(tmp_path) as after:
-        async with client_of(after) as client:
-            found = await client.read(session)
-            if found["status"] == "running":
-                heard = await client.hear(session, "attach", stdin(b"after\n"), b"\x06")
-                assert (heard.stdout, heard.exits) == (b"before\nafter\n", [0])
-            else:
-                assert found["status"] in ("stopped", "failed", "killed")
-                assert found["endedAt"]
-            await client.drop(session)
-            async with asyncio.timeout(5):
-                while processes_with(mark):  # noqa: ASYNC110  # nothing tells us
-                    await asyncio.sleep(0.05)
+        await asyncio.to_thread(before.end, how)
+        with platform(tmp_path) as after:
+            async with client_of(after) as client:
+                found = await client.read(session)
+                if found["status"] == "running":
+                    heard = await client.hear(session, "attach", stdin(b"after\n"), b"\x06")
+                    assert (heard.stdout, heard.exits) == (b"before\nafter\n", [0])
+                else:
+                    assert found["status"] in ("stopped", "failed", "killed")
+                    assert found["endedAt"]
+                await client.drop(session)
+                async with asyncio.timeout(5):
+                    while processes_with(mark):  # noqa: ASYNC110  # nothing tells us
+                        await asyncio.sleep(0.05)
 
 
 async def test_the_key_of_these_tests_is_the_operators(a: Client) -> None:

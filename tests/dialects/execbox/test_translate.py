@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from stockade.config import SandboxConfig
+from stockade.dialects.execbox.queries import Query, to_exec, to_path
 from stockade.dialects.execbox.settings import ExecboxSettings
 from stockade.dialects.execbox.translate import (
     Measures,
-    Query,
     created,
     entry,
     exposed,
@@ -19,8 +19,6 @@ from stockade.dialects.execbox.translate import (
     session,
     states_of,
     status_of,
-    to_exec,
-    to_path,
     to_request,
 )
 from stockade.dialects.execbox.wire import CreateBody, checked

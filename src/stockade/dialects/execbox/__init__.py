@@ -5,7 +5,7 @@ Wire: docs/dialects/execbox.md
 | module | holds |
 |---|---|
 | `wire`, `wire.frames` | what clients send and get |
-| `translate`, `account_translate` | pure functions between the wire and the engine |
+| `translate`, `account_translate`, `queries` | pure functions between the wire and the engine |
 | `service`, `accounting`, `streams`, `logs`, `sending` | what is done |
 | `edge`, `failures` | who asks, how often, what is refused and how that is worded |
 | `*_routes`, `documented` | HTTP and WebSocket |
@@ -23,7 +23,7 @@ from stockade.wire.dialect import Dialect, Services
 __all__ = ["dialect", "largest_body"]
 
 UNBOUNDED = 1 << 62
-"""Uploads are streamed, and bounded by the disk of the session that they go to."""
+"""The routes bound what they read themselves, and word the refusal; uploads are bounded by the session's disk."""
 
 
 def health(_services: Services) -> dict[str, object]:
@@ -39,14 +39,9 @@ def router(services: Services) -> APIRouter:
     return make_router(parts.sessions, parts.accounting, parts.edge)
 
 
-def largest_body(services: Services, path: str) -> int | None:
+def largest_body(_services: Services, path: str) -> int | None:
     """The largest body of a request to *path*, where that is not the server's own."""
-    settings: ExecboxSettings = services.settings
-    if path == "/v1/sessions":
-        return settings.max_body_bytes
-    if path.startswith("/v1/sessions/") and path.endswith("/files"):
-        return UNBOUNDED
-    return None
+    return UNBOUNDED if path.startswith(("/v1/sessions", "/v1/account", "/v1/waitlist", "/v1/quota-requests")) else None
 
 
 dialect = Dialect(
@@ -55,4 +50,5 @@ dialect = Dialect(
     router=router,
     settings=ExecboxSettings,
     health=health,
+    largest_body=largest_body,
 )

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from stockade.accounts import Accounts, NewKey
 from stockade.dialects.execbox import account_translate as translate
-from stockade.dialects.execbox.translate import Query
+from stockade.dialects.execbox.queries import Query
 from stockade.dialects.execbox.wire import (
     BadBody,
     CreateKeyBody,

@@ -12,10 +12,13 @@ from stockade.backends.sandboxing import FileAccess
 from stockade.dialects.execbox.documented import BEARER, failing, query
 from stockade.dialects.execbox.edge import Edge
 from stockade.dialects.execbox.failures import FileTooLarge, NoRange
+from stockade.dialects.execbox.queries import Query
 from stockade.dialects.execbox.sending import Sending
 from stockade.dialects.execbox.service import Sessions
 from stockade.dialects.execbox.session_routes import query_of
-from stockade.dialects.execbox.translate import Query, entry
+from stockade.dialects.execbox.translate import (
+    entry,
+)
 from stockade.dialects.execbox.wire import DirectoryAnswer, UploadAnswer
 from stockade.errors import Invalid, LimitExceeded, StockadeError
 from stockade.model import Actor, FileKind

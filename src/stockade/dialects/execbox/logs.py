@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from starlette.responses import Response
 
 from stockade.backends.sandboxing import Output, OutputSlice, Streams
+from stockade.dialects.execbox.queries import Query
 from stockade.dialects.execbox.sending import Sending
-from stockade.dialects.execbox.translate import Query
 from stockade.errors import StockadeError
 
 __all__ = ["Logs", "to_logs"]

@@ -12,12 +12,12 @@ from starlette.websockets import WebSocket
 
 from stockade.backends.sandboxing import FileAccess, Streams
 from stockade.dialects.execbox.engine_needs import Execution, Sandboxes
+from stockade.dialects.execbox.queries import Query, to_exec, to_path
 from stockade.dialects.execbox.settings import ExecboxSettings
 from stockade.dialects.execbox.streams import Relay
 from stockade.dialects.execbox.translate import (
     NAME,
     Measures,
-    Query,
     created,
     exposed,
     is_session,
@@ -26,8 +26,6 @@ from stockade.dialects.execbox.translate import (
     states_of,
     stats,
     status_of,
-    to_exec,
-    to_path,
     to_request,
 )
 from stockade.dialects.execbox.wire import CreateBody, ExtendBody

@@ -6,8 +6,11 @@ from fastapi import APIRouter, Request, Response
 
 from stockade.dialects.execbox.documented import BEARER, failing, query
 from stockade.dialects.execbox.edge import Edge
+from stockade.dialects.execbox.queries import Query
 from stockade.dialects.execbox.service import Sessions
-from stockade.dialects.execbox.translate import STATUSES, Query
+from stockade.dialects.execbox.translate import (
+    STATUSES,
+)
 from stockade.dialects.execbox.wire import (
     CreateAnswer,
     CreateBody,

@@ -9,10 +9,11 @@ from stockade.dialects.execbox.failures import from_error
 from stockade.errors import NotFound, Unsupported
 from stockade.model import Actor
 
-__all__ = ["add_unknown", "unsupported_router"]
+__all__ = ["PATHS", "add_unknown", "unsupported_router"]
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-_PATHS = ("/v1/sessions", "/v1/account", "/v1/waitlist", "/v1/quota-requests")
+PATHS = ("/v1/sessions", "/v1/account", "/v1/waitlist", "/v1/quota-requests")
+"""Everything of ours lies below these."""
 
 
 def unsupported_router() -> APIRouter:
@@ -23,7 +24,7 @@ def unsupported_router() -> APIRouter:
     async def unsupported(_request: Request) -> Response:
         return json_response(failure.body(), failure.status)
 
-    for path in _PATHS:
+    for path in PATHS:
         for one in (path, f"{path}/{{rest:path}}"):
             router.add_api_route(one, unsupported, methods=_METHODS, include_in_schema=False)
     return router
@@ -46,7 +47,7 @@ def add_unknown(router: APIRouter, edge: Edge) -> None:
         return Response(text, media_type="application/yaml")
 
     router.add_api_route("/openapi.yaml", description, methods=["GET"], include_in_schema=False)
-    for path in _PATHS:
+    for path in PATHS:
         for one in (path, f"{path}/{{rest:path}}"):
             router.add_api_route(one, unknown, methods=_METHODS, include_in_schema=False)
             router.add_websocket_route(one, unknown_socket)
