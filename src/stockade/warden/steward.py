@@ -94,8 +94,7 @@ def _become_steward(birth: init.Birth) -> None:
     if birth.own_ids:
         kernel.fix_capabilities()
         os.setgroups([])
-        os.setresgid(UID, UID, UID)
-        os.setresuid(UID, UID, UID)
+        _be_user()
         kernel.drop_capabilities(init.ROOT_CAPABILITIES)
     else:  # there is one id only
         kernel.drop_bounding_set()
@@ -103,6 +102,14 @@ def _become_steward(birth: init.Birth) -> None:
     kernel.set_no_new_privileges()
     kernel.set_dumpable(dumpable=False)
     kernel.set_parent_death_signal(signal.SIGKILL)  # after the ids: changing them clears it
+
+
+def _be_user() -> None:
+    """Have the tenant's ids, so that what is started has them, but for one that only we have and execve takes away:
+    nobody else is so exactly the same that the kernel would let them set our limits (prlimit(2)).
+    """
+    os.setresuid(UID, UID, UID)
+    os.setresgid(UID, UID, 0)
 
 
 class _Steward:
@@ -213,8 +220,7 @@ class _Steward:
         try:
             yield
         finally:
-            os.setresuid(UID, UID, UID)
-            os.setresgid(UID, UID, UID)
+            _be_user()
             kernel.set_dumpable(dumpable=False)  # changing the ids has set it to what fs.suid_dumpable says
             kernel.set_parent_death_signal(signal.SIGKILL)  # changing the ids has cleared it
 
@@ -233,6 +239,7 @@ class _Steward:
                 os.setresgid(0, 0, 0)
                 os.setresuid(0, 0, 0)
             elif self._birth.own_ids:
+                os.setresgid(UID, UID, UID)
                 kernel.drop_capabilities()
             kernel.set_dumpable(dumpable=False)
             kernel.set_parent_death_signal(signal.SIGKILL)
