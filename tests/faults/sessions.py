@@ -8,10 +8,13 @@ import select
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import websockets
 
 from tests.app.serving import Server
 from tests.app.traces import children, until
-from tests.dialects.execbox.serving import Client, platform
+from tests.dialects.execbox.serving import Client, Heard, platform
 
 __all__ = [
     "LONG",
@@ -21,6 +24,7 @@ __all__ = [
     "descriptors",
     "end_process",
     "groups_of",
+    "hear_until_cut",
     "is_alive",
     "nothing_left",
     "peak_memory",
@@ -152,6 +156,15 @@ async def becomes_so(client: Client, session: str, status: str, within_s: float 
         while (found := await client.read(session))["status"] != status:
             await asyncio.sleep(0.05)
     return found
+
+
+async def hear_until_cut(connection: Any, heard: Heard, within_s: float = 20.0) -> None:
+    """Listen until the connection ends, in order or not; with which code is in *heard*."""
+    async with asyncio.timeout(within_s):
+        with contextlib.suppress(websockets.ConnectionClosed):
+            while True:
+                heard.hear(await connection.recv())
+    heard.close_code = connection.close_code
 
 
 def _memory(pid: int, name: str) -> int:

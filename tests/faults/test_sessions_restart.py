@@ -6,15 +6,21 @@ import os
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
-import websockets
 
 from tests.app.serving import Server
 from tests.app.traces import children, until
 from tests.dialects.execbox.serving import Client, Heard, client_of, rest, stdin, until_heard
-from tests.faults.sessions import becomes_so, end_process, nothing_left, processes_like, served, warden_of
+from tests.faults.sessions import (
+    becomes_so,
+    end_process,
+    hear_until_cut,
+    nothing_left,
+    processes_like,
+    served,
+    warden_of,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -22,7 +28,7 @@ SESSIONS = 50
 ATTACHED = 20
 LINES = 60
 MARK = "restart-4211"
-TALK = f"i=0; while [ $i -lt {LINES} ]; do echo \"$1 line $i\"; i=$((i+1)); sleep 0.1; done; read x; exit 7"
+TALK = f'i=0; while [ $i -lt {LINES} ]; do echo "$1 line $i"; i=$((i+1)); sleep 0.1; done; read x; exit 7'
 
 
 def said_by(name: str) -> bytes:
@@ -59,13 +65,6 @@ class Sessions:
         return found
 
 
-async def hear_until_cut(connection: Any, heard: Heard) -> None:
-    """Listen until the server is gone."""
-    with contextlib.suppress(websockets.ConnectionClosed):
-        while True:
-            heard.hear(await connection.recv())
-
-
 async def killed_with_clients(server: Server, sessions: Sessions, client: Client) -> dict[str, Heard]:
     """Kill the server while a client listens to each talker; what each has heard by then."""
     heard = {name: Heard() for name in sessions.talkers}
@@ -84,26 +83,25 @@ async def killed_with_clients(server: Server, sessions: Sessions, client: Client
 
 async def test_a_killed_server_s_sessions_are_all_there_again(tmp_path: Path) -> None:
     """50 run on, every client reads on from where it was, deadlines hold, and ends in between are recorded."""
-    with nothing_left(tmp_path) as note:
-        with served(tmp_path) as before:
-            async with client_of(before) as client:
-                sessions = await Sessions.start(client)
-                (warden,) = warden_of(tmp_path)
-                heard = await killed_with_clients(before, sessions, client)
-            sleeps = processes_like(f"sleep {MARK[-4:]}.5")
-            assert len(sleeps) == len(sessions.ending)
-            for pid in sleeps:
-                os.kill(pid, signal.SIGKILL)
-            with served(tmp_path) as after:
-                note(after)
-                assert warden_of(tmp_path) == [warden]
-                assert not _children_of_the_keeper(after)
-                async with client_of(after) as client:
-                    await _are_there(client, sessions)
-                    await asyncio.gather(*(_reads_on(client, name, heard[name], sessions) for name in heard))
-                    await _deadlines_and_ends(client, sessions)
-                    await _work_again(client, sessions)
-                after.end(signal.SIGINT)
+    with nothing_left(tmp_path) as note, served(tmp_path) as before:
+        async with client_of(before) as client:
+            sessions = await Sessions.start(client)
+            (warden,) = warden_of(tmp_path)
+            heard = await killed_with_clients(before, sessions, client)
+        sleeps = processes_like(f"sleep {MARK[-4:]}.5")
+        assert len(sleeps) == len(sessions.ending)
+        for pid in sleeps:
+            os.kill(pid, signal.SIGKILL)
+        with served(tmp_path) as after:
+            note(after)
+            assert warden_of(tmp_path) == [warden]
+            assert not _children_of_the_keeper(after)
+            async with client_of(after) as client:
+                await _are_there(client, sessions)
+                await asyncio.gather(*(_reads_on(client, name, heard[name], sessions) for name in heard))
+                await _deadlines_and_ends(client, sessions)
+                await _work_again(client, sessions)
+            after.end(signal.SIGINT)
 
 
 def _children_of_the_keeper(server: Server) -> list[int]:
@@ -160,24 +158,23 @@ async def _work_again(client: Client, sessions: Sessions) -> None:
 
 
 async def test_a_server_that_is_told_to_stop_leaves_its_sessions(tmp_path: Path) -> None:
-    with nothing_left(tmp_path) as note:
-        with served(tmp_path) as before:
-            async with client_of(before) as client:
-                names = [await client.start(["cat"]) for _ in range(5)]
-                (warden,) = warden_of(tmp_path)
-                async with client.connect(names[0], "attach") as connection:
-                    await connection.send(stdin(b"one\n"))
-                    await until_heard(connection, Heard(), b"one\n")
-            assert before.end(signal.SIGTERM) == 0
-            assert warden_of(tmp_path) == [warden]
-            with served(tmp_path) as after:
-                note(after)
-                async with client_of(after) as client:
-                    listed = (await client.get("/v1/sessions?status=running")).json()["sessions"]
-                    assert {one["id"] for one in listed} == set(names)
-                    heard = await client.hear(names[0], "attach", stdin(b"two\n"), b"\x06")
-                    assert heard.stdout == b"one\ntwo\n"
-                after.end(signal.SIGINT)
+    with nothing_left(tmp_path) as note, served(tmp_path) as before:
+        async with client_of(before) as client:
+            names = [await client.start(["cat"]) for _ in range(5)]
+            (warden,) = warden_of(tmp_path)
+            async with client.connect(names[0], "attach") as connection:
+                await connection.send(stdin(b"one\n"))
+                await until_heard(connection, Heard(), b"one\n")
+        assert before.end(signal.SIGTERM) == 0
+        assert warden_of(tmp_path) == [warden]
+        with served(tmp_path) as after:
+            note(after)
+            async with client_of(after) as client:
+                listed = (await client.get("/v1/sessions?status=running")).json()["sessions"]
+                assert {one["id"] for one in listed} == set(names)
+                heard = await client.hear(names[0], "attach", stdin(b"two\n"), b"\x06")
+                assert heard.stdout == b"one\ntwo\n"
+            after.end(signal.SIGINT)
 
 
 async def test_a_server_that_is_interrupted_by_hand_ends_its_sessions(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.faults.sessions import (
     descriptors,
     end_process,
     groups_of,
+    hear_until_cut,
     is_alive,
     nothing_left,
     served,
@@ -69,7 +70,8 @@ async def test_the_sessions_of_a_warden_that_is_killed_are_reported_as_lost(tmp_
                 await until_heard(attached, Heard(), b"there\n")
                 await asyncio.to_thread(end_process, warden)
                 for connection in (attached, executing):
-                    heard = await rest(connection)
+                    heard = Heard()
+                    await hear_until_cut(connection, heard)
                     assert heard.errors
                     assert not heard.exits
                     assert heard.close_code == 1011

@@ -155,7 +155,10 @@ class Bounded:
         self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._under_way >= self._most:
+        if scope["type"] != "http":  # streams are long, and dialects bound them
+            await self._app(scope, receive, send)
+            return
+        if self._under_way >= self._most:
             await _busy(send, self._most)
             return
         self._under_way += 1

@@ -198,7 +198,10 @@ def _add_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         phrase = "Request body too large" if error.status_code == 413 else HTTPStatus(error.status_code).phrase
         headers = {**(error.headers or {}), **({"connection": "close"} if error.status_code == 413 else {})}
-        return JSONResponse({"error": phrase, "message": error.detail}, status_code=error.status_code, headers=headers)
+        body = {"error": phrase, "message": error.detail}
+        if error.status_code == 404:
+            body["code"] = "NOT_FOUND"  # execbox's clients go by it, whatever the path
+        return JSONResponse(body, status_code=error.status_code, headers=headers)
 
     async def own_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, errors.StockadeError)

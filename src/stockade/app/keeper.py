@@ -25,6 +25,9 @@ STEADY_S = 30.0
 STOP_S = 10.0
 UP_S = 20.0
 ANSWER_S = 5.0
+LOG = "warden.log"
+"""Beside the socket: what the warden says, which outlives our server and whoever reads its standard error."""
+MOST_LOG = 1 << 20
 
 
 def main(arguments: list[str]) -> int:
@@ -76,6 +79,7 @@ def _connect(path: str) -> "socket.socket | None":
 def _start(path: str, owner: str, command: list[str]) -> "tuple[subprocess.Popen[bytes], bytes]":
     """A warden, and what it says when it is up (or why it is not)."""
     read, write = os.pipe()
+    log = _open_log(os.path.join(os.path.dirname(path), LOG))
     process = subprocess.Popen(
         [
             *command,
@@ -86,11 +90,13 @@ def _start(path: str, owner: str, command: list[str]) -> "tuple[subprocess.Popen
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
+        stderr=log,
         pass_fds=(write,),
         restore_signals=True,
         preexec_fn=_default_signals,
     )
     os.close(write)
+    os.close(log)
     word = b""
     while not word.endswith(b"\n") and select.select([read], [], [], UP_S)[0]:
         chunk = os.read(read, 65536)
@@ -99,6 +105,17 @@ def _start(path: str, owner: str, command: list[str]) -> "tuple[subprocess.Popen
         word += chunk
     os.close(read)
     return process, word
+
+
+def _open_log(path: str) -> int:
+    """A descriptor to append to; of /dev/null where that cannot be had, for a full disk stops no warden."""
+    try:
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if os.fstat(log).st_size > MOST_LOG:
+            os.ftruncate(log, 0)
+    except OSError:
+        log = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    return log
 
 
 def _hand_over(path: str, owner: str) -> None:

@@ -142,20 +142,36 @@ class Creations:
                 if network.ports:
                     network = await lives.ports.assign(sandbox.id, network)
                 live = await lives.backend.create(sandbox.id, spec)
-                if sandbox.command:
-                    (await lives.backend.exec(sandbox.id, MAIN, self._main(creation))).close()
         except TimeoutError:
             raise Unavailable(f"sandbox {sandbox.id} was not made within {lives.options.make_s:g} s") from None
-        running = await lives.move(
-            sandbox.id,
-            SandboxState.RUNNING,
-            network=network,
-            started_at=moment(live.started_at),
-            deadline_at=None if live.deadline_at is None else moment(live.deadline_at),
+        # Side by side, for neither needs the other: who looks it up sees it run once its main process has its order.
+        running, started = await asyncio.gather(
+            lives.move(
+                sandbox.id,
+                SandboxState.RUNNING,
+                network=network,
+                started_at=moment(live.started_at),
+                deadline_at=None if live.deadline_at is None else moment(live.deadline_at),
+            ),
+            self._start_main(creation),
+            return_exceptions=True,
         )
+        if isinstance(started, BaseException):
+            raise started
+        if isinstance(running, BaseException):
+            raise running
         if running is None:
             raise Conflict(f"sandbox {sandbox.id} was ended while it was being made")
         creation.sandbox = running
+
+    async def _start_main(self, creation: _Creation) -> None:
+        sandbox, lives = creation.sandbox, self._lives
+        if sandbox.command:
+            try:
+                async with asyncio.timeout(lives.options.make_s):
+                    (await lives.backend.exec(sandbox.id, MAIN, self._main(creation))).close()
+            except TimeoutError:
+                raise Unavailable(f"sandbox {sandbox.id} did not start within {lives.options.make_s:g} s") from None
 
     def _main(self, creation: _Creation) -> LiveExec:
         request, sandbox = creation.request, creation.sandbox

@@ -22,12 +22,14 @@ from stockade.engine.tasks import Tasks
 from stockade.errors import NotFound, StockadeError, Unavailable
 from stockade.model import LEGAL_MOVES, EndedBy, Outcome, Sandbox, SandboxState
 
-__all__ = ["BACK_OFF_S", "Lives", "legal_from", "moment"]
+__all__ = ["BACK_OFF_S", "EXECUTION", "Lives", "legal_from", "moment"]
 
 T = TypeVar("T")
 
 log = structlog.get_logger()
 
+EXECUTION = "exec-"
+"""How names of processes begin that somebody started who waits for them."""
 BACK_OFF_S = (0.05, 5.0)
 """First and longest pause between attempts at something that is away for a while."""
 

@@ -19,7 +19,7 @@ import structlog
 from stockade.backends.sandboxing import LiveSandbox
 from stockade.engine.builds import Builds
 from stockade.engine.creations import Creations
-from stockade.engine.lives import Lives, moment
+from stockade.engine.lives import EXECUTION, Lives, moment
 from stockade.errors import NotFound, StockadeError, Unavailable
 from stockade.model import EndedBy, Outcome, Sandbox, SandboxState
 
@@ -113,9 +113,9 @@ class Reconciler:
             await lives.record_failure(row.id, EndedBy.FAILURE, "the server ended while it was being made")
         elif live is None:
             await lives.record_failure(row.id, EndedBy.LOST, "the host or its warden ended", outcome=Outcome.LOST)
-        elif not live.is_running:
+        elif not live.is_running and live.ended_by is not None:
             await lives.record_end(row.id, live)
-        else:
+        else:  # it runs, or is ending this very moment
             await self._adopt(row, live)
 
     async def _adopt(self, row: Sandbox, live: LiveSandbox) -> None:
@@ -124,6 +124,11 @@ class Reconciler:
         lives.watch(row)
         lives.ports.open(row.id, row.network)
         log.info("sandbox.found_again", sandbox_id=row.id, state=row.state.value)
+        for process in live.processes:
+            if process.startswith(EXECUTION):  # it was for a caller of the server before, and that one is gone
+                with contextlib.suppress(StockadeError, TimeoutError):
+                    async with asyncio.timeout(lives.options.answer_s):
+                        await lives.backend.forget_process(row.id, process)
         if live.deadline_at is not None and not _same(row.deadline_at, live.deadline_at):
             await lives.amend(row.id, deadline_at=moment(live.deadline_at))
         if row.state is SandboxState.STOPPING:

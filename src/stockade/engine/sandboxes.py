@@ -16,7 +16,7 @@ from stockade.engine.builds import Builds
 from stockade.engine.creations import Creations
 from stockade.engine.images import Images
 from stockade.engine.limits import LimitPolicy
-from stockade.engine.lives import Lives, moment
+from stockade.engine.lives import EXECUTION, Lives, moment
 from stockade.engine.reconcile import Reconciler
 from stockade.engine.sandbox_requests import checked_command, checked_environment, checked_path, checked_user
 from stockade.errors import Conflict, Invalid, InvalidLimit, NotFound, StockadeError, Unavailable
@@ -283,7 +283,7 @@ class Sandboxes:
             user=user,
             terminal=spec.terminal,
         )
-        process = f"exec-{secrets.token_hex(8)}"
+        process = f"{EXECUTION}{secrets.token_hex(8)}"
         lives = self.lives
 
         async def start() -> Execution:

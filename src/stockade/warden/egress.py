@@ -19,7 +19,6 @@ import select
 import signal
 import socket
 import struct
-import traceback
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +26,7 @@ from typing import Any
 from . import kernel, protocol
 from .egress_policy import Policy
 from .fields import Refused
+from .journal import say_traceback
 
 __all__ = ["COUNTERS", "SLOTS", "Egress", "start"]
 
@@ -182,7 +182,7 @@ def start(title: tuple[int, int, int, int] | None = None) -> Egress:
 
             work(theirs, counters, parent)
         except BaseException:
-            traceback.print_exc()
+            say_traceback()
         finally:
             os._exit(1)
     theirs.close()

@@ -26,6 +26,7 @@ from .mounts import Stage, enter_sandbox_root, fit_sandbox_root
 
 __all__ = [
     "EXITED",
+    "EXPENDABLE",
     "FAILED",
     "GO",
     "HOSTNAME",
@@ -64,6 +65,8 @@ STATUS = struct.Struct("<di???")  # monotonic seconds, wait status, disk full, c
 UNCOLLECTED = b"C"
 FAILED = b"F"
 HOSTNAME = "sandbox"
+EXPENDABLE = b"500"
+"""What a sandbox's processes are to the kernel when memory runs out. See proc_pid_oom_score_adj(5)."""
 ROOT_CAPABILITIES = frozenset({
     kernel.CAP_CHOWN, kernel.CAP_DAC_OVERRIDE, kernel.CAP_FOWNER, kernel.CAP_FSETID, kernel.CAP_KILL,
     kernel.CAP_NET_BIND_SERVICE, kernel.CAP_SETGID, kernel.CAP_SETUID,
@@ -200,7 +203,7 @@ def die_first() -> None:
     """When the *host* runs out of memory, a sandbox goes before the server, whatever our starter's setting is."""
     fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, b"500")
+        os.write(fd, EXPENDABLE)
     finally:
         os.close(fd)
 

@@ -8,6 +8,8 @@ import contextlib
 import ctypes
 import os
 import platform
+import signal as signals
+from collections.abc import Callable
 from typing import Any
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "CLONE_NEWUSER",
     "CLONE_NEWUTS",
     "CLONE_PARENT",
+    "DEFAULT_HANDLER",
     "MNT_DETACH",
     "MOUNT_ATTR_NODEV",
     "MOUNT_ATTR_NOEXEC",
@@ -52,6 +55,7 @@ __all__ = [
     "seal_process_title",
     "set_attributes",
     "set_dumpable",
+    "set_handler",
     "set_no_new_privileges",
     "set_parent_death_signal",
     "set_seccomp",
@@ -206,6 +210,14 @@ def close_range(first: int, last: int = 0xFFFF_FFFF) -> None:
     """Close every descriptor from *first* to *last*. See close_range(2), Linux 5.9."""
     if first <= last:
         _check(_close_range(_CLOSE_RANGE, first, last, 0), "close_range")
+
+
+DEFAULT_HANDLER = int(signals.SIG_DFL)
+set_handler: Callable[[int, int | Callable[[int, Any], object]], object] = getattr(
+    signals.signal, "__wrapped__", signals.signal
+)
+"""`signal.signal` without its conversions to and from enumerations, for plain numbers: in a process that has just been
+forked, looking those up copies some ten pages of memory, which stay its own for as long as it lives."""
 
 
 def set_parent_death_signal(signal: int) -> None:

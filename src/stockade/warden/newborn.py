@@ -14,7 +14,7 @@ def live(birth: init.Birth) -> NoReturn:
     """Build the sandbox, say so, and become what the warden says: a run, or a sandbox that lives. Never returns."""
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)  # the warden's handlers are not ours
+            kernel.set_handler(number, kernel.DEFAULT_HANDLER)  # the warden's handlers are not ours
         upper = init.settle(birth)
         kernel.seal_process_title("init", birth.title)
         os.write(birth.control, init.READY)

@@ -27,7 +27,7 @@ def live(birth: init.Birth, recipe: Recipe) -> NoReturn:
     """Be PID 1 of a new sandbox with a process that waits for its program. Never returns."""
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)  # the warden's handlers are not ours
+            kernel.set_handler(number, kernel.DEFAULT_HANDLER)  # the warden's handlers are not ours
         os.close(init.settle(birth))
         kernel.seal_process_title("init", birth.title)
         fit_sandbox_root(disk_bytes=recipe.disk_bytes, disk_inodes=recipe.disk_inodes, cwd=recipe.cwd)

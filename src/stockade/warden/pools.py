@@ -7,7 +7,6 @@ that nobody asks for any more are let go.
 import contextlib
 import math
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from .cell import Cell, Host, IdRanges
 from .fields import Refused
 from .image import IDS
 from .init import FAILED, READY
+from .journal import say
 from .maker import Maker
 from .mason import Mason
 from .recipe import FORK, POOL, Recipe
@@ -245,8 +245,12 @@ class Pools:
         """A cell that is ready, the caller's from now on. Its control socket stays watched until it is forgotten."""
         return pool.ready.popleft() if pool.ready else None
 
-    def refill(self, pool: Pool) -> None:
-        """Have cells made, for those who wait and ahead of demand; the latter not where one has just failed."""
+    def refill(self, pool: Pool, *, breath_s: float = _SHORT_BREATH_S) -> None:
+        """Have cells made, for those who wait and ahead of demand; the latter not where one has just failed.
+
+        Args:
+            breath_s: time until an empty cell that was taken is replaced, while at least half of them are ready.
+        """
         if self._closed:
             return
         now = time.monotonic()
@@ -274,7 +278,7 @@ class Pools:
             pool.due = None
             return
         is_short = len(pool.ready) < missing or bool(pool.waiting)
-        if not what and not is_short and not self._is_due(pool, now, _SHORT_BREATH_S):
+        if not what and not is_short and not self._is_due(pool, now, breath_s):
             return
         try:
             for _ in range(missing):
@@ -400,7 +404,7 @@ class Pools:
         if pool is None or pool.template is None or pool.recipe is None:
             return
         pool.failed(pool.template.complaint() or why)
-        print(f"no template for {' '.join(pool.recipe.argv)!r}: {pool.complaint}", file=sys.stderr, flush=True)
+        say(f"no template for {' '.join(pool.recipe.argv)!r}: {pool.complaint}")
         self._end_template(pool)
         self.empty.waiting.extend(pool.waiting)
         pool.waiting.clear()

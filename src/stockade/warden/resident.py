@@ -302,11 +302,15 @@ class Resident:
             self.ended = time.monotonic()
         self.cell.kill()
 
+    def why_dead(self) -> str:
+        """What has ended PID 1, which does not end by itself, and was not told to."""
+        return "limit" if self._oom_kills() else "itself"
+
     def settle_end(self) -> None:
         """PID 1 is gone: every process that has not been told as ended was killed with it."""
         if self.ended is None:
             self.ended = time.monotonic()
-            self.reason = self.reason or "itself"
+            self.reason = self.reason or self.why_dead()
         self.last_usage = self.usage()
         now = time.monotonic()
         for process in self.processes.values():

@@ -28,6 +28,8 @@ __all__ = ["Arrival", "Client", "Residents"]
 _MOST = 4096
 _UP_S = 20.0
 _PAGE = 200
+_BREATH_S = 0.03
+"""A cell that was taken is replaced after this time, while others are ready: first its own processes are to start."""
 _LONGEST_S = 366 * 86400.0
 _NONSENSE = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
 """What comes of believing a message that is not as it should be, or its descriptors."""
@@ -202,7 +204,7 @@ class Residents:
         self._arrivals[request.name] = arrival
         while (cell := self._pools.take(pool)) is not None:
             if self._begin(arrival, cell):
-                self._pools.refill(pool)
+                self._pools.refill(pool, breath_s=_BREATH_S)
                 return
         pool.waiting.append(arrival)
         self._pools.refill(pool)
@@ -281,7 +283,7 @@ class Residents:
                     os.close(fd)
         if not more:
             self._loop.forget(resident.cell.control.fileno())
-            resident.kill("itself")
+            resident.kill(resident.why_dead())
 
     def _learn(self, resident: Resident, message: dict[str, Any], descriptors: list[int]) -> None:
         """One piece of news of PID 1's; takes from *descriptors* what it keeps."""

@@ -13,9 +13,7 @@ import signal
 import socket
 import stat
 import struct
-import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from . import protocol
 from .cell import Cell, Host
 from .egress import Egress
 from .fields import Refused
+from .journal import say, say_traceback
 from .mason import Mason
 from .pools import Pool, Pools
 from .recipe import Recipe
@@ -219,10 +218,10 @@ class Server:
 
     def _hear_egress(self, egress: Egress) -> None:
         for name, why in egress.hear():
-            print(f"sandbox {name} has no way out: {why}", file=sys.stderr, flush=True)
+            say(f"sandbox {name} has no way out: {why}")
         if egress.is_lost:
             self.forget(egress.channel.fileno())
-            print("the egress process is dead: sandboxes have no way out", file=sys.stderr, flush=True)
+            say("the egress process is dead: sandboxes have no way out until the warden is started again")
 
     # ── clients ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -265,7 +264,7 @@ class Server:
             try:
                 self._obey(client, message, descriptors)
             except Exception:  # ours to mend, and yet no reason to end what others have running
-                traceback.print_exc()
+                say_traceback()
                 self._dismiss(client)
             finally:
                 for fd in descriptors:

@@ -72,17 +72,18 @@ def live(birth: init.Birth, stay: Stay) -> NoReturn:
         if stay.outgoing is not None:
             listeners = tuple(outgoing.open_outgoing(stay.outgoing))
             outgoing.write_resolver_file()
+        importance = _open_importance()
         _become_steward(birth)
         init.set_rlimits(birth, stay)
         kernel.set_seccomp(birth.seccomp)
         if stay.layer:
             layers.unpack(stay.descriptors[0], "/")
-        keep = {birth.control, stay.upper, *listeners} | ({birth.cpu_stat} if birth.cpu_stat is not None else set())
-        init.close_all_but(keep)
+        keep = {birth.control, stay.upper, importance, *listeners}
+        init.close_all_but(keep | ({birth.cpu_stat} if birth.cpu_stat is not None else set()))
         protocol.send(control, {"up": time.monotonic()}, listeners)
         for one in listeners:
             os.close(one)
-        _Steward(birth, control, stay.upper).work()
+        _Steward(birth, control, stay.upper, importance).work()
     except BaseException as error:  # whatever it is, the warden must hear of it
         with contextlib.suppress(OSError, protocol.ProtocolError):
             protocol.send(control, {"failed": f"{type(error).__name__}: {error}"[:2000]})
@@ -104,6 +105,15 @@ def _become_steward(birth: init.Birth) -> None:
     kernel.set_parent_death_signal(signal.SIGKILL)  # after the ids: changing them clears it
 
 
+def _open_importance() -> int:
+    """Our /proc/self/oom_score_adj, to be written to later on, when it will not be ours to open any more."""
+    kernel.set_dumpable(dumpable=True)  # nobody else is here yet
+    try:
+        return os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    finally:
+        kernel.set_dumpable(dumpable=False)
+
+
 def _be_user() -> None:
     """Have the tenant's ids, so that what is started has them, but for one that only we have and execve takes away:
     nobody else is so exactly the same that the kernel would let them set our limits (prlimit(2)).
@@ -113,16 +123,17 @@ def _be_user() -> None:
 
 
 class _Steward:
-    def __init__(self, birth: init.Birth, control: socket.socket, upper: int) -> None:
+    def __init__(self, birth: init.Birth, control: socket.socket, upper: int, importance: int) -> None:
         self._birth = birth
         self._control = control
         self._upper = upper
+        self._importance = importance
         self._pids: dict[int, int] = {}
         """Number of each process that the warden knows, by its pid."""
         self._woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         # A handler, which is why the tenant can send us this one: it makes us look for children, no more.
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        kernel.set_handler(signal.SIGCHLD, lambda *_: None)
 
     def work(self) -> None:
         poll = select.poll()
@@ -192,7 +203,8 @@ class _Steward:
                     ]
                 else:
                     actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate(descriptors)]
-                pid = _start(order["argv"], order["env"], order["cwd"], actions)
+                with self._as_expendable():
+                    pid = _start(order["argv"], order["env"], order["cwd"], actions)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 self._tell({"spawned": number, "busy": f"no room for another process: {error.strerror}"})
@@ -206,6 +218,19 @@ class _Steward:
         finally:
             if master >= 0:
                 os.close(master)
+
+    @contextlib.contextmanager
+    def _as_expendable(self) -> Iterator[None]:
+        """Be one to go when memory runs out, as what is started now shall be; else it is us, who hold the most where
+        a program has its memory in files and pipes, and the whole sandbox goes with us.
+        """
+        with contextlib.suppress(OSError):
+            os.pwrite(self._importance, init.EXPENDABLE, 0)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # our starter's own setting may forbid it
+                os.pwrite(self._importance, b"0", 0)
 
     @contextlib.contextmanager
     def _as_user(self, *, root: bool) -> Iterator[None]:

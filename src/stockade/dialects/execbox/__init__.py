@@ -17,7 +17,7 @@ from fastapi import APIRouter
 from stockade.dialects.execbox.assembly import parts_of
 from stockade.dialects.execbox.routes import make_router
 from stockade.dialects.execbox.settings import ExecboxSettings
-from stockade.dialects.execbox.unknown_routes import unsupported_router
+from stockade.dialects.execbox.unknown_routes import PATHS, unsupported_router
 from stockade.wire.dialect import Dialect, Services
 
 __all__ = ["dialect", "largest_body"]
@@ -41,7 +41,7 @@ def router(services: Services) -> APIRouter:
 
 def largest_body(_services: Services, path: str) -> int | None:
     """The largest body of a request to *path*, where that is not the server's own."""
-    return UNBOUNDED if path.startswith(("/v1/sessions", "/v1/account", "/v1/waitlist", "/v1/quota-requests")) else None
+    return UNBOUNDED if path.startswith(PATHS) else None
 
 
 dialect = Dialect(
