@@ -23,6 +23,7 @@ class Server:
     """A running `stockade serve`."""
 
     process: "subprocess.Popen[str]"
+    data_dir: Path
     banner: str = ""
     log: list[str] = field(default_factory=list)
 
@@ -68,7 +69,7 @@ def serving(data_dir: Path, *arguments: str, **variables: str) -> Iterator[Serve
         stderr=subprocess.PIPE,
         text=True,
     )
-    server = Server(process=process)
+    server = Server(process=process, data_dir=data_dir)
     assert process.stdout is not None
     assert process.stderr is not None
     reader = threading.Thread(target=_collect, args=(process.stderr, server.log), daemon=True)

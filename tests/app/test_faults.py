@@ -70,7 +70,7 @@ async def test_a_server_that_is_killed_in_the_middle_leaves_nothing_behind(tmp_p
         assert len(seen[0]) > 20  # server, keeper, warden, mason, sandboxes and their groups
         await asyncio.to_thread(until, lambda: not remaining(seen[0]))
     assert Path("/proc/self/mounts").read_text() == mounts
-    assert {path.name for path in tmp_path.iterdir()} <= {"state", "images", "lock", "caches"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"state", "images", "lock", "caches", "warden.log"}
     with serving(tmp_path) as server:
         assert (await exchange(server.url, HELLO)).json()["stdout"] == "42\n"
 

@@ -411,11 +411,11 @@ async def test_an_end_is_recorded_when_the_database_is_back(server: Server, sand
 
 
 async def test_a_database_that_goes_away_half_way_leaves_no_sandbox(server: Server, sandboxes: Sandboxes) -> None:
-    server.backend.holds["exec"] = asyncio.Event()
+    server.backend.holds["create"] = asyncio.Event()
     asking = asyncio.create_task(sandboxes.create(ONE, request(network=EXPOSED)))
-    await until(lambda: ("exec", "box-1") in server.backend.calls)
+    await until(lambda: ("create", "box-1") in server.backend.calls)
     server.table.is_away = True
-    server.backend.holds.pop("exec").set()
+    server.backend.holds.pop("create").set()
     with pytest.raises(Unavailable):
         await asking
     assert not server.backend.boxes
