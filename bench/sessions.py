@@ -31,7 +31,6 @@ MIB = 1 << 20
 _CONFIG = f"""
 [server]
 api_key = "{KEY}"
-max_body_bytes = {2 * FILE_BYTES}
 [sandbox.maximum]
 disk_bytes = {4 * FILE_BYTES}
 [dialects.execbox]

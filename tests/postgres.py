@@ -20,6 +20,8 @@ class Postgres:
         self._binaries = binaries
         # Not below pytest's folder, which only its owner may enter.
         self._folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+        # Whoever knows the socket may use it: a server that was root's has given up root's powers to enter.
+        self._folder.chmod(0o711)
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
         self._user = _unprivileged()

@@ -23,7 +23,7 @@ class Server:
     """A running `stockade serve`."""
 
     process: "subprocess.Popen[str]"
-    data_dir: Path
+    data_dir: Path = Path()
     banner: str = ""
     log: list[str] = field(default_factory=list)
 

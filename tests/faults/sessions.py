@@ -153,7 +153,7 @@ def peak_memory(*pids: int) -> int:
 async def becomes_so(client: Client, session: str, status: str, within_s: float = 30.0) -> dict[str, object]:
     """The session once it has that status."""
     async with asyncio.timeout(within_s):
-        while (found := await client.read(session))["status"] != status:
+        while (found := await client.read(session))["status"] != status:  # noqa: ASYNC110  # nothing tells us
             await asyncio.sleep(0.05)
     return found
 

@@ -39,7 +39,7 @@ def _processes() -> Iterator[str]:
     for pid, command in commands.items():
         if (
             _descends(pid, parents)
-            and not command.startswith(("stockade-warden", "stockade-mason", "init"))
+            and not command.startswith(("stockade-warden", "stockade-mason", "stockade-egress", "init"))
             and "stockade.warden" not in command
             and not _is_waiting(pid, command)
         ):

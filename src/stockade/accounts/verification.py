@@ -5,7 +5,7 @@ import contextlib
 import hmac
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection
@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from stockade.accounts.secrets import digest
 from stockade.accounts.tiers import actor_of
 from stockade.config_accounts import AccountsConfig
-from stockade.errors import StockadeError
+from stockade.errors import StockadeError, Unavailable
 from stockade.model import Actor
 from stockade.model.accounts import Account, AccountLimits, ApiKey
 from stockade.store import Database
@@ -24,6 +24,8 @@ __all__ = ["Verification"]
 REMEMBER_S = 1.0
 """What another process changes (`stockade keys revoke`) counts after so long at the latest; what this one changes, at
 once."""
+TRUSTED_S = 60.0
+"""While the database is away, a key that it has confirmed is good for so long: who has a sandbox can go on using it."""
 MOST_REMEMBERED = 10_000
 NOTE_USE_EVERY_S = 60.0
 LONGEST_KEY = 1024
@@ -35,6 +37,8 @@ class _Known:
     actor: Actor
     expires_at: datetime | None
     until: float
+    trusted_until: float
+    """As `until`, should the database be away."""
 
 
 class Verification:
@@ -62,7 +66,7 @@ class Verification:
         """Whose key *presented* is. `None` for one that is unknown, switched off or expired: nobody learns which.
 
         Raises:
-            Unavailable: the database cannot tell now.
+            Unavailable: the database cannot tell now, and has not for a while.
         """
         if not presented or len(presented) > LONGEST_KEY:
             return None
@@ -70,7 +74,7 @@ class Verification:
         now = datetime.now(UTC)
         known = self._known.get(hash)
         if known is None or known.until <= self._clock():
-            known = await self._ask(hash, now)
+            known = await self._confirmed(hash, known, now)
         if known is None or (known.expires_at is not None and known.expires_at <= now):
             return None
         self._note_use(known.actor.id, now)
@@ -86,6 +90,19 @@ class Verification:
         if self._noting is not None:
             await asyncio.wait([self._noting], timeout=CLOSE_S)
             self._noting.cancel()
+
+    async def _confirmed(self, hash: str, known: _Known | None, now: datetime) -> _Known | None:
+        """What the database says of a key; while it is away, what it said last."""
+        changes = self._changes
+        try:
+            return await self._ask(hash, now)
+        except Unavailable:
+            if known is None or known.trusted_until <= self._clock() or changes != self._changes:
+                raise
+        # Not asked again for every request: each might wait until the database's time is up.
+        known = replace(known, until=min(self._clock() + REMEMBER_S, known.trusted_until))
+        self._known[hash] = known
+        return known
 
     async def _ask(self, hash: str, now: datetime) -> _Known | None:
         is_preset = self._preset is not None and hmac.compare_digest(hash, self._preset)
@@ -109,6 +126,7 @@ class Verification:
             actor=actor_of(key, account, limits, self._config, now=now),
             expires_at=key.expires_at,
             until=self._clock() + REMEMBER_S,
+            trusted_until=self._clock() + TRUSTED_S,
         )
         if changes == self._changes:  # else it may be what was there before the change
             if len(self._known) >= MOST_REMEMBERED:

@@ -209,7 +209,10 @@ def _add_errors(app: FastAPI) -> None:
         headers = {}
         if isinstance(error, errors.Unavailable | errors.LimitExceeded):
             headers["retry-after"] = str(max(1, round(error.retry_after_s)))
-        return JSONResponse({"error": error.code, "message": str(error)}, status_code=status, headers=headers)
+        body = {"error": error.code, "message": str(error)}
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            body["code"] = "UNAVAILABLE"  # of /health, too, execbox's clients expect theirs
+        return JSONResponse(body, status_code=status, headers=headers)
 
     async def crash(_request: Request, _error: Exception) -> Response:
         return JSONResponse({"error": "Internal error", "message": "the server's log has details"}, status_code=500)

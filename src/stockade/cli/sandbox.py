@@ -48,6 +48,14 @@ def create(
     port: Annotated[
         list[str] | None, typer.Option("--port", "-p", metavar="PORT[/udp]", help="Expose a port; as often as wanted.")
     ] = None,
+    allow_cidr: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NETWORK", help="Let it connect to this network only; as often as wanted."),
+    ] = None,
+    allow_domain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Let it connect to this name only (`*.example.org`); as often as wanted."),
+    ] = None,
     setup: Annotated[
         list[str] | None,
         typer.Option(metavar="COMMAND", help="Shell command that prepares the image, once; as often as wanted."),
@@ -80,6 +88,8 @@ def create(
             ports=ports,
             setup=setup or (),
             files=files,
+            allow_cidrs=allow_cidr,
+            allow_domains=allow_domain,
         )
         print(json.dumps(made.raw) if as_json else made.id)
 

@@ -107,6 +107,8 @@ class AsyncClient:
         ports: Iterable[Port] = (),
         setup: Iterable[str] = (),
         files: Iterable[SandboxFile] = (),
+        allow_cidrs: Iterable[str] | None = None,
+        allow_domains: Iterable[str] | None = None,
     ) -> Sandbox:
         """Start a sandbox. What is not given is the server's default.
 
@@ -120,6 +122,8 @@ class AsyncClient:
             timeout_s: the sandbox's life.
             network: `none`, `outgoing` or `exposed`.
             ports: that are reached from outside; needs `exposed`.
+            allow_cidrs: IPv4 networks; it may connect to these only, and to *allow_domains*.
+            allow_domains: names; it may resolve, and connect to, these only. `*.example.org` is all below.
             setup: shell commands that are run once, when the image is built.
             files: that the image gets beforehand.
         """
@@ -136,6 +140,8 @@ class AsyncClient:
                 ports=ports,
                 setup=setup,
                 files=files,
+                allow_cidrs=allow_cidrs,
+                allow_domains=allow_domains,
             )
         )
 

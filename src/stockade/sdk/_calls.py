@@ -86,6 +86,8 @@ def create(
     ports: Iterable[Port],
     setup: Iterable[str],
     files: Iterable[SandboxFile],
+    allow_cidrs: Iterable[str] | None,
+    allow_domains: Iterable[str] | None,
 ) -> Call[Sandbox]:
     resources = {
         "cpuMillis": cpu_millis,
@@ -99,6 +101,8 @@ def create(
         "resources": {name: value for name, value in resources.items() if value is not None},
         "network": network,
         "ports": [{"container": one.container, "protocol": one.protocol} for one in ports],
+        "allowCidrs": None if allow_cidrs is None else list(allow_cidrs),
+        "allowDomains": None if allow_domains is None else list(allow_domains),
         "setup": list(setup),
         "files": [
             {
@@ -110,8 +114,9 @@ def create(
             for one in files
         ],
     }
-    # An empty command is not the same as none; of the others empty is what the server assumes.
-    kept = {name: value for name, value in optional.items() if value or (name == "command" and value is not None)}
+    # Empty is not the same as none for these; for the others it is what the server assumes.
+    told = {"command", "allowCidrs", "allowDomains"}
+    kept = {name: value for name, value in optional.items() if value or (name in told and value is not None)}
     return Call(
         method="POST",
         path="/v1/sessions",

@@ -157,6 +157,8 @@ class Client:
         ports: Iterable[Port] = (),
         setup: Iterable[str] = (),
         files: Iterable[SandboxFile] = (),
+        allow_cidrs: Iterable[str] | None = None,
+        allow_domains: Iterable[str] | None = None,
     ) -> Sandbox:
         """Start a sandbox; see `AsyncClient.create`."""
         return self._portal.call(
@@ -172,6 +174,8 @@ class Client:
                 ports=ports,
                 setup=setup,
                 files=files,
+                allow_cidrs=allow_cidrs,
+                allow_domains=allow_domains,
             )
         )
 

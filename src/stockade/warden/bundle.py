@@ -158,16 +158,22 @@ def make_directory(name: bytes) -> None:
     """Make a directory with its parents, where they are missing.
 
     No recursion: a path may be deeper than Python's stack.
+
+    Raises:
+        OSError: it cannot be made; also where a link to nowhere is in the way.
     """
-    missing = [name]
+    missing, settled = [name], b""
     while missing:
         try:
             os.mkdir(missing[-1])
-            missing.pop()
+            settled = missing.pop()
         except FileExistsError:
-            missing.pop()
+            settled = missing.pop()
         except FileNotFoundError:
-            missing.append(os.path.dirname(missing[-1]))
+            above = os.path.dirname(missing[-1])
+            if above == settled:
+                raise
+            missing.append(above)
 
 
 def checked_path(path: bytes) -> bytes:

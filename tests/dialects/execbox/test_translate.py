@@ -202,6 +202,30 @@ def test_a_command_that_only_begins_like_from_is_a_command() -> None:
     assert request({"image": "host", "setup": ["fromage --melt"]}).build.setup == ("fromage --melt",)
 
 
+def test_where_it_may_connect_is_passed_on() -> None:
+    body = {"image": "host", "allowCidrs": ["192.0.2.0/24"], "allowDomains": ["*.example.org", "localhost"]}
+    network = request(body).network
+    assert network.allow_cidrs == ("192.0.2.0/24",)
+    assert network.allow_domains == ("*.example.org", "localhost")
+    assert request({"image": "host", "allowCidrs": []}).network.allow_cidrs == ()
+    assert request({"image": "host"}).network.allow_cidrs is None
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("allowCidrs", "192.0.2.1/24"),
+        ("allowCidrs", "::/0"),
+        ("allowCidrs", "x"),
+        ("allowDomains", "a b"),
+        ("allowDomains", ""),
+    ],
+)
+def test_what_is_no_network_and_no_name_is_refused(member: str, value: str) -> None:
+    with pytest.raises(Invalid, match=member):
+        request({"image": "host", member: [value]})
+
+
 def test_ports_of_other_modes_are_not_published() -> None:
     found = request({"image": "host", "network": "outgoing", "ports": [{"container": 80}]})
     assert found.network == Network(mode=NetworkMode.OUTGOING)

@@ -2,10 +2,11 @@
 
 import base64
 import binascii
+import ipaddress
 import posixpath
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -59,6 +60,8 @@ KILLED = 137
 
 _ID = re.compile(r"sess_[0-9a-f]{12}")
 _ENV_NAME = re.compile(r"[^=\x00]+")
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DOMAIN = re.compile(rf"(\*\.)?({_LABEL}\.)*{_LABEL}")
 _FROM = re.compile(r"\s*from(\s|$)", re.IGNORECASE)
 
 STATUSES: Mapping[str, frozenset[SandboxState]] = {
@@ -176,10 +179,23 @@ def _timeout_ms(resources: ResourcesBody) -> int | None:
 
 def _network(body: CreateBody) -> Network:
     mode = NetworkMode(body.network or "outgoing")
-    if mode is not NetworkMode.EXPOSED:
-        return Network(mode=mode)  # ports with another mode are accepted and not published
-    ports = (Port(container=one.container, protocol=Protocol(one.protocol or "tcp")) for one in body.ports or ())
-    return Network(mode=mode, ports=tuple(dict.fromkeys(ports)))
+    ports: Iterable[Port] = ()
+    if mode is NetworkMode.EXPOSED:  # with another mode they are accepted and not published
+        ports = (Port(container=one.container, protocol=Protocol(one.protocol or "tcp")) for one in body.ports or ())
+    for index, cidr in enumerate(body.allow_cidrs or ()):
+        try:
+            ipaddress.IPv4Network(cidr)
+        except ValueError as error:
+            raise BadBody(f"allowCidrs[{index}]: {error}") from None
+    for index, name in enumerate(body.allow_domains or ()):
+        if not _DOMAIN.fullmatch(name):
+            raise BadBody(f"allowDomains[{index}]: {name!r} is no domain name")
+    return Network(
+        mode=mode,
+        ports=tuple(dict.fromkeys(ports)),
+        allow_cidrs=None if body.allow_cidrs is None else tuple(body.allow_cidrs),
+        allow_domains=None if body.allow_domains is None else tuple(body.allow_domains),
+    )
 
 
 def _build(body: CreateBody, settings: ExecboxSettings, base: str) -> BuildSpec:

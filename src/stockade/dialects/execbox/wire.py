@@ -125,6 +125,14 @@ class CreateBody(Camel):
     resources: ResourcesBody | None = None
     network: Literal["none", "outgoing", "exposed"] | None = Field(default=None, description="Not set: `outgoing`.")
     ports: list[PortBody] | None = Field(default=None, max_length=64, description="Published if `exposed`.")
+    allow_cidrs: list[str] | None = Field(
+        default=None, max_length=128, description="Connect to these IPv4 networks only, and to `allowDomains`."
+    )
+    allow_domains: list[str] | None = Field(
+        default=None,
+        max_length=128,
+        description="Resolve, and connect to, these names only; `*.example.org` for all below.",
+    )
     setup: list[Argument] | None = Field(default=None, description="Shell commands baked into the image, in order.")
     files: list[FileBody] | None = Field(default=None, description="Files baked into the image, before `setup`.")
 
