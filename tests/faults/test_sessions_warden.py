@@ -17,7 +17,6 @@ from tests.faults.sessions import (
     end_process,
     groups_of,
     hear_until_cut,
-    is_alive,
     nothing_left,
     served,
     warden_of,
@@ -171,7 +170,7 @@ OUTSIDE = (
 
 
 async def test_without_the_egress_process_the_rest_goes_on(tmp_path: Path) -> None:
-    """Connections outside fail, exposed ports and everything else work; and new sessions get a way out again."""
+    """Connections outside fail, exposed ports and all else work; once nothing lives, there is a way out again."""
     with nothing_left(tmp_path) as note, served(tmp_path) as server:
         async with client_of(server) as client:
             inside = await client.start(["cat"])
@@ -188,10 +187,14 @@ async def test_without_the_egress_process_the_rest_goes_on(tmp_path: Path) -> No
                 heard = await rest(connection)
             assert heard.stdout.startswith(b"refused"), heard
             assert await asyncio.to_thread(_hello, made["network"]["ports"]["8000"]["hostPort"]) == b"inside"
-            await new_one_works(client, network="none")
-            await new_one_works(client, network="outgoing")
-            assert is_alive(warden)
+            other = await new_one_works(client, network="none")
+            refused = await client.post("/v1/sessions", json={"image": "host", "network": "outgoing"})
+            assert (refused.status_code, refused.json()["code"]) == (503, "UNAVAILABLE")
+            assert "sandbox without network" in refused.json()["error"]
             assert warden_of(tmp_path) == [warden]
+            await client.drop(inside, made["id"], outgoing, other)  # what lives has precedence over a new warden
+            await new_one_works(client, network="outgoing")
+            assert warden not in warden_of(tmp_path)
             note(server)
         server.end(signal.SIGINT)
 

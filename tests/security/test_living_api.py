@@ -95,7 +95,7 @@ async def test_a_page_in_a_browser_opens_no_session(owner: Client) -> None:
 
 async def test_odd_processes_are_refused_or_run(owner: Client) -> None:
     session = await owner.start(["sleep", "600"])
-    for query in ("cmd=a%00b", "cmd=true&env=X", "cmd=true&env==x", "cmd=true&env=A%00=x", "cmd=true&workdir=../x",
+    for query in ("cmd=a%00b", "cmd=true&env=X", "cmd=true&env==x", "cmd=true&env=A%00=x",
                   "cmd=true&user=0", "cmd=true&rows=-1&tty=1", "cmd=true&rows=99999999&tty=true", "cmd="):  # fmt: skip
         status, _ = await owner.refused(session, f"exec?{query}")
         assert status == 400, query
@@ -189,7 +189,7 @@ async def test_one_sandbox_reaches_no_other_and_not_the_server(owner: Client) ->
     """Not by its address, not by the host's port that leads there, not by loopback; the server's own API neither."""
     session = await owner.start(SERVE, network="exposed", ports=[{"container": 8080}])
     detail = await owner.read(session)
-    host_port = detail["network"]["ports"]["8080"]
+    host_port = detail["network"]["ports"]["8080"]["hostPort"]
     api = urlsplit(owner.base).port
     probe = f"""
 import socket

@@ -5,6 +5,7 @@
 | running, stopping | runs | watched (again), its ports opened; a stop is carried on |
 | running, stopping | has ended | its end is recorded |
 | running, stopping | unknown | recorded as lost |
+| running | runs without the main process that it should have | taken back: the server ended while starting it |
 | creating, by nobody here | anything | taken back: it was never acknowledged |
 | ended | remembered | forgotten when its output has been kept for long enough |
 | none, or deleted, or ended | runs or remembered | removed: nothing leaks |
@@ -16,7 +17,7 @@ from datetime import datetime
 
 import structlog
 
-from stockade.backends.sandboxing import LiveSandbox
+from stockade.backends.sandboxing import MAIN, LiveSandbox
 from stockade.engine.builds import Builds
 from stockade.engine.creations import Creations
 from stockade.engine.lives import EXECUTION, Lives, moment
@@ -108,7 +109,9 @@ class Reconciler:
             live = await self._inspect(row.id)  # the list may be older than the record
         if self._is_ours(row.id):
             return
-        if row.state is SandboxState.CREATING:
+        # The record says RUNNING while the main process is being started: see `Creations`.
+        is_half_made = live is not None and live.is_running and bool(row.command) and MAIN not in live.processes
+        if row.state is SandboxState.CREATING or is_half_made:
             await self._remove(row.id)
             await lives.record_failure(row.id, EndedBy.FAILURE, "the server ended while it was being made")
         elif live is None:

@@ -259,7 +259,7 @@ class Resident:
 
     def forget_some(self, drop: Callable[[Process], None]) -> None:
         """Let *drop* go of the oldest processes that have ended, where many have."""
-        over = [one for one in self.processes.values() if one.is_told and not one.waits and one.name != MAIN]
+        over = [one for one in self.processes.values() if one.is_told and not one.readers and one.name != MAIN]
         for one in over[: max(0, len(over) - _MOST_REMEMBERED)]:
             drop(one)
 

@@ -28,7 +28,7 @@ __all__ = ["Arrival", "Client", "Residents"]
 _MOST = 4096
 _UP_S = 20.0
 _PAGE = 200
-_BREATH_S = 0.03
+_BREATH_S = 0.02
 """A cell that was taken is replaced after this time, while others are ready: first its own processes are to start."""
 _LONGEST_S = 366 * 86400.0
 _NONSENSE = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
@@ -188,8 +188,11 @@ class Residents:
             raise Refused("conflict", f"there is a sandbox {request.name} already")
         if len(self._all) + len(self._arrivals) >= _MOST:
             raise Refused("unavailable", f"{_MOST} sandboxes at once are too many")
-        if request.outgoing and (self._egress is None or self._egress.is_lost):
+        if request.outgoing and self._egress is None:
             raise Refused("unsupported", "this warden cannot connect sandboxes to the network")
+        if request.outgoing and self._egress is not None and self._egress.is_lost:
+            why = "the process that connects sandboxes to the network has died, and comes back once no sandbox lives"
+            raise Refused("unavailable", f"{why}; a sandbox without network can be made")
         for fd in descriptors:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise Refused("invalid", "a layer must be a regular file")
@@ -243,18 +246,19 @@ class Residents:
         return True
 
     def _schedule(self, resident: Resident, when: float) -> None:
+        if when == math.inf:
+            return
         self._count += 1  # a tie-breaker: sandboxes do not compare
         heapq.heappush(self._timers, (when, self._count, resident))
 
     def _check(self, resident: Resident, now: float) -> float:
         """Enforce what has come due of one; returns when to look again."""
         if resident.buried is not None:
-            self._outputs.lose_patience(resident, now)
             gone_at = resident.buried + resident.request.keep_s
             if now >= gone_at:
                 self._drop(resident)
                 return math.inf
-            return gone_at
+            return min(gone_at, self._outputs.lose_patience(resident, now))
         if resident.up is None and resident.ended is None and now >= resident.began + _UP_S:
             resident.failure = f"the sandbox was not ready within {_UP_S:g} s"
             resident.kill("failure")

@@ -148,6 +148,8 @@ class Server:
             ends_now = self._until_idle or (self._until_unused and not self._residents.living)
             if had_client and not self._clients and ends_now:
                 break
+            if self._is_cut_off:
+                break
             self._turn()
         for client in list(self._clients):
             self._dismiss(client)
@@ -160,6 +162,15 @@ class Server:
         self._residents.close()  # what was kept of them
         if self._listener is not None:
             self._listener.close()
+
+    @property
+    def _is_cut_off(self) -> bool:
+        """Whether whoever keeps us had better start another: one that can connect sandboxes to the outside.
+
+        The egress process cannot be started from here, where the host's root is out of reach. What lives comes first.
+        """
+        is_lost = self._egress is not None and self._egress.is_lost
+        return is_lost and self._until_unused and not self._residents.living and not self._sandboxes
 
     @property
     def _is_burying(self) -> bool:
@@ -222,6 +233,8 @@ class Server:
         if egress.is_lost:
             self.forget(egress.channel.fileno())
             say("the egress process is dead: sandboxes have no way out until the warden is started again")
+            if self._until_unused:
+                say("that will be once no sandbox lives any more")
 
     # ── clients ─────────────────────────────────────────────────────────────────────────────────────────────────
 
