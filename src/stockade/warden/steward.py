@@ -214,6 +214,8 @@ class _Steward:
                 self._tell({"spawned": number, "refused": why[:2000], "code": code})
         else:
             self._pids[pid] = number
+            while descriptors:  # now: who writes to a process that reads no more is to hear of it
+                os.close(descriptors.pop())
             self._tell({"spawned": number, "at": began}, (master,) if master >= 0 else ())
         finally:
             if master >= 0:
