@@ -13,6 +13,7 @@ from tests.app.serving import Server
 from tests.app.traces import children, until
 from tests.dialects.execbox.serving import Client, Heard, client_of, rest, stdin, until_heard
 from tests.faults.sessions import (
+    LONG,
     becomes_so,
     end_process,
     hear_until_cut,
@@ -201,3 +202,52 @@ async def test_a_server_that_is_killed_without_sessions_leaves_nothing(tmp_path:
         note(server)
         end_process(server.process.pid)
         until(lambda: not warden_of(tmp_path))
+
+
+async def test_a_server_that_is_told_to_stop_lets_go_of_those_attached(tmp_path: Path) -> None:
+    """It does not wait for streams that have no end; their sessions live on."""
+    with nothing_left(tmp_path) as note, served(tmp_path) as before:
+        async with client_of(before) as client:
+            name = await client.start("while :; do echo on; sleep 0.1; done")
+            async with client.connect(name, "attach") as attached, client.connect(name, "exec?cmd=cat") as other:
+                heard = Heard()
+                await until_heard(attached, heard, b"on\n")
+                before.process.send_signal(signal.SIGTERM)
+                for connection in (attached, other):
+                    end = Heard()
+                    await hear_until_cut(connection, end, within_s=60)
+                    assert not end.exits, "nobody knows how it will end"
+                    assert end.close_code in (1001, 1012), "a client that comes again is served"
+            assert await asyncio.to_thread(before.process.wait, 60) == 0
+        with served(tmp_path) as after:
+            note(after)
+            async with client_of(after) as client:
+                assert (await client.read(name))["status"] == "running"
+            after.end(signal.SIGINT)
+
+
+@pytest.mark.parametrize("first", [1, 25] if not LONG else range(1, 60, 4))
+async def test_a_server_that_is_killed_while_it_makes_sessions_half_makes_none(tmp_path: Path, first: int) -> None:
+    """Each is recorded as one that runs, and does; or as one that failed, of which nothing is there."""
+    with nothing_left(tmp_path) as note, served(tmp_path) as before:
+        async with client_of(before) as client:
+            (warden,) = warden_of(tmp_path)
+            making = [asyncio.create_task(client.start(["sleep", "6217"])) for _ in range(60)]
+            async with asyncio.timeout(20):
+                await asyncio.gather(*making[:first])
+            await asyncio.to_thread(end_process, before.process.pid)
+            answers = await asyncio.gather(*making, return_exceptions=True)
+        promised = {answer for answer in answers if isinstance(answer, str)}
+        assert len(promised) >= first
+        with served(tmp_path) as after:
+            note(after)
+            assert warden_of(tmp_path) == [warden]
+            async with client_of(after) as client:
+                found = (await client.get("/v1/sessions")).json()["sessions"]
+                running = {one["id"] for one in found if one["status"] == "running"}
+                assert {one["status"] for one in found} <= {"running", "failed"}
+                assert promised <= running
+                until(lambda: len(processes_like("sleep 6217")) == len(running))
+                usage = (await client.get("/v1/account/usage")).json()
+                assert usage["active_sessions"] == len(running)
+            after.end(signal.SIGINT)

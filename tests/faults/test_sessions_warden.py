@@ -107,6 +107,24 @@ async def test_a_warden_that_is_killed_again_and_again_is_started_again(tmp_path
         server.end(signal.SIGINT)
 
 
+async def test_without_the_process_that_makes_sandboxes_all_begins_anew(tmp_path: Path) -> None:
+    """The warden cannot go on without it: its sessions are lost, and the next one's work."""
+    with nothing_left(tmp_path) as note, served(tmp_path) as server:
+        async with client_of(server) as client:
+            names = [await client.start(["cat"]) for _ in range(5)]
+            (warden,) = warden_of(tmp_path)
+            (mason,) = [pid for pid in children(warden) if command_of(pid).startswith("stockade-mason")]
+            note(server)
+            await asyncio.to_thread(end_process, mason)
+            for name in names:
+                await becomes_so(client, name, "failed")
+            await new_one_works(client)
+            assert warden not in warden_of(tmp_path)
+            assert not groups_of(warden)
+            note(server)
+        server.end(signal.SIGINT)
+
+
 async def test_server_and_warden_are_killed_at_once(tmp_path: Path) -> None:
     """The next server reports their sessions as lost, and clears up behind them."""
     with nothing_left(tmp_path) as note, served(tmp_path) as before:

@@ -1,0 +1,80 @@
+"""Several users of one host at one warden's socket: each sees what they made, and the kernel says who they are."""
+
+import json
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stockade.backends.base import BackendOptions
+from stockade.backends.native import NativeBackend
+from tests.backends.living import living, ran
+from tests.warden.raw import Warden
+
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")]
+FRIEND, STRANGER = 65534, 65533
+ASKED = ("inspect", "kill", "remove", "extend", "stop", "exec", "open", "agent", "dial", "ended", "signal", "forget")
+
+
+@pytest.fixture
+async def backend(tmp_path: Path) -> AsyncIterator[NativeBackend]:
+    warden = Warden(tmp_path, "--allow-uid", str(FRIEND))
+    assert warden.word == {"ok": True}
+    for path in (warden.path, *warden.path.parents[:3]):
+        path.chmod(path.stat().st_mode | 0o011)
+    warden.path.chmod(0o666)  # as its keeper hands it over; here to all
+    backend = NativeBackend(BackendOptions(data_dir=tmp_path, warden_socket=warden.path))
+    await backend.start()
+    yield backend
+    await backend.close()
+    warden.close()
+
+
+def said_to(user: int, path: Path, messages: list[dict[str, Any]]) -> list[Any]:
+    """What the warden answers to a process of *user*; `None` where it hangs up."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+                connection.settimeout(10)
+                connection.connect(str(path))
+                answers = []
+                for message in messages:
+                    try:
+                        connection.send(json.dumps(message).encode())
+                        answers.append(json.loads(connection.recv(1 << 18) or b"null"))
+                    except OSError:
+                        answers.append(None)
+            os.write(writing, json.dumps(answers).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    found: list[Any] = json.loads(text)
+    return found
+
+
+async def test_a_sandbox_of_another_users_is_not_there(backend: NativeBackend) -> None:
+    path = backend._options.warden_socket
+    assert path is not None
+    async with living(backend.sandboxing) as name:
+        messages = [{"op": "hello", "version": 3, "id": 0}, {"op": "inventory", "id": 1}]
+        messages += [{"op": one, "id": 2, "sandbox": name, "process": "main", "grace_s": 1} for one in ASKED]
+        messages += [{"op": one, "id": 2, "sandbox": "none-of-that-name", "process": "main"} for one in ASKED]
+        _, inventory, *answers = said_to(FRIEND, path, messages)
+        assert inventory["ok"]["sandboxes"] == []
+        real, missing = answers[: len(ASKED)], answers[len(ASKED) :]
+        assert [json.dumps(one).replace(name, "none-of-that-name") for one in real] == [
+            json.dumps(one) for one in missing
+        ]
+        assert said_to(STRANGER, path, messages[:1]) == [None]
+        assert await ran(backend.sandboxing, name, "echo", "yes") == (b"yes\n", b"", 0)
