@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from stockade.warden import agent, kernel, seccomp
+from stockade.warden import agent, init, kernel, seccomp
 
 __all__ = ["NOBODY", "agent_process", "as_tenant", "needs_root", "private_mounts", "tenants_directory"]
 
@@ -41,6 +41,8 @@ def agent_process(before: Before | None = None, *, user: int | None = NOBODY) ->
                 as_tenant(user)
             kernel.set_no_new_privileges()
             kernel.set_dumpable(dumpable=False)
+            # Other tests' descriptors may lie above the limit: then none of ours would be to be had.
+            init.close_all_but({0, 1, 2, theirs.fileno()} | ({upper} if upper is not None else set()))
             resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
             kernel.set_seccomp(seccomp.build())
             agent.serve(theirs.detach(), upper)

@@ -112,8 +112,8 @@ def serve(
     """
     configure(config.log)
     user = privileges.find_user(config.server.user) if config.server.user else None
-    # Whom we become must reach the socket of the warden that we keep; somebody else's lies elsewhere.
-    prepare_data_dir(config.data_dir, passable=user is not None and config.sandbox.warden_socket is None)
+    # Whom we become must reach what it writes itself, and the socket of a warden that we keep.
+    prepare_data_dir(config.data_dir, passable=user is not None)
     with lock.exclusive(config.data_dir), contextlib.ExitStack() as sockets:
         listeners = _bind(config, sockets)
         _raise_descriptor_limit()

@@ -24,6 +24,8 @@ _TIOCSWINSZ = 0x5414
 _KILLED = 128 + signal.SIGKILL
 _MOST_PROCESSES = 512
 _MOST_REMEMBERED = 64  # processes that have ended and whose output is kept, beside the main one
+_FULL_RINGS = 32  # of as many processes; with more of them, those that come later have smaller ones
+_LEAST_RING = 64 << 10
 _MOST_NEWS = 64  # messages of one PID 1 in a turn
 _OUTCOMES = {"deadline": "wall_time", "kill": "cancelled", "stop": "cancelled", "limit": "memory"}
 
@@ -210,12 +212,13 @@ class Resident:
             if request.terminal is None:
                 self._make_pipes(ours, theirs, root=request.root)
             stdin, out, err = ours or (None, None, None)
+            most = self._ring(request.process)
             process = Process(
                 name=request.process,
                 number=number,
                 logs=(
-                    Log(number=0, most=self.request.log_bytes, source=out, is_terminal=not ours),
-                    Log(number=1, most=self.request.log_bytes, source=err),
+                    Log(number=0, most=most, source=out, is_terminal=not ours),
+                    Log(number=1, most=most, source=err),
                 ),
                 stdin=stdin,
                 is_terminal=not ours,
@@ -245,6 +248,13 @@ class Resident:
         self.by_number[number] = process
         self.asked[number] = wait
         return process
+
+    def _ring(self, process: str) -> int:
+        """Bytes of each stream of a new process that are kept. They are the host's memory, not the sandbox's."""
+        full = self.request.log_bytes
+        if process == MAIN:
+            return full
+        return min(full, max(_LEAST_RING, full * _FULL_RINGS // (len(self.processes) + 1)))
 
     def _make_pipes(self, ours: list[int], theirs: list[int], *, root: bool) -> None:
         """Standard input, output and error: our ends and the tenant's, which belong to the tenant's user."""
