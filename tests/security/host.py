@@ -41,6 +41,7 @@ def _processes() -> Iterator[str]:
             _descends(pid, parents)
             and not command.startswith(("stockade-warden", "stockade-mason", "stockade-egress", "init"))
             and "stockade.warden" not in command
+            and not command.startswith("postgres:")  # the database that other tests of the session have
             and not _is_waiting(pid, command)
         ):
             yield f"process {pid}: {command or '(no arguments)'}"
