@@ -130,7 +130,7 @@ async def is_served(client: Client, session: str) -> None:
     assert (heard.stdout, heard.exits) == (b"served\n", [0])
 
 
-@pytest.mark.parametrize("reads", [False, True], ids=["nothing", "a byte at a time"])
+@pytest.mark.parametrize("reads", [False, True] if LONG else [True])
 async def test_a_client_that_reads_next_to_nothing_of_a_gigabyte_holds_up_nobody(
     place: Place, client: Client, reads: bool
 ) -> None:

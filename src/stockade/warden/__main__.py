@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import select
+import signal
 import socket
 import sys
 
@@ -130,6 +131,11 @@ def _settle() -> None:
     with contextlib.suppress(PermissionError):  # a session leader already
         os.setsid()
     os.umask(0o022)
+    # What our starter ignores (nohup, SIGHUP), tenants' programs would ignore, too. Two are ignored by Python itself,
+    # and set right where a program is started.
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
