@@ -54,7 +54,10 @@ def templates(warm: Warm) -> list[int]:
     for pid in children(warden(warm)):
         with contextlib.suppress(OSError):
             parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            if parent == warden(warm) and commands().get(pid, "").startswith("python3 main.py"):
+            # A cell's PID 1, which has the template's name until it has settled, has a pid namespace of its own.
+            status = Path(f"/proc/{pid}/status").read_text()
+            is_outside = len(next(line for line in status.splitlines() if line.startswith("NSpid:")).split()) == 2
+            if parent == warden(warm) and is_outside and commands().get(pid, "").startswith("python3 main.py"):
                 found.append(pid)
     return found
 
