@@ -5,7 +5,6 @@ what has ended is kept are held here, so they hold whatever becomes of the serve
 """
 
 import contextlib
-import heapq
 import math
 import os
 import stat
@@ -15,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from . import protocol
+from .agenda import Agenda
 from .cell import Cell
 from .egress import Egress
 from .fields import Refused, number, whole
@@ -79,12 +79,11 @@ class Residents:
         self._loop = loop
         self._answer = answer
         self._refuse = refuse
-        self._outputs = Outputs(loop, answer, refuse, self._schedule)
+        self._agenda: Agenda[Resident] = Agenda()
+        self._outputs = Outputs(loop, answer, refuse, self._agenda.put)
         self._egress = egress
         self._all: dict[str, Resident] = {}
         self._arrivals: dict[str, Arrival] = {}
-        self._timers: list[tuple[float, int, Resident]] = []
-        self._count = 0
         self.unburied = 0
         """How many have processes."""
         self._operations: dict[str, Callable[[Any, dict[str, Any], list[int]], None]] = {
@@ -126,7 +125,7 @@ class Residents:
     @property
     def until_next(self) -> float:
         """When `check` is to be called."""
-        return self._timers[0][0] if self._timers else math.inf
+        return self._agenda.next
 
     @property
     def living(self) -> int:
@@ -135,10 +134,9 @@ class Residents:
 
     def check(self, now: float) -> None:
         """Enforce what has come due."""
-        while self._timers and self._timers[0][0] <= now:
-            _, _, resident = heapq.heappop(self._timers)
-            if self._all.get(resident.name) is resident and (due := self._check(resident, now)) < math.inf:
-                self._schedule(resident, max(due, now + 0.001))
+        for resident in self._agenda.take(now):
+            if self._all.get(resident.name) is resident:
+                self._agenda.put(resident, max(self._check(resident, now), now + 0.001))
 
     def dismissed(self, client: Client) -> None:
         """A client is gone, and its questions with it."""
@@ -242,14 +240,8 @@ class Residents:
         self.unburied += 1
         self._loop.watch(cell.control.fileno(), lambda _: self._hear(resident))
         self._loop.watch(cell.pidfd, lambda _: self._bury(resident))
-        self._schedule(resident, resident.began + _UP_S)
+        self._agenda.put(resident, resident.began + _UP_S)
         return True
-
-    def _schedule(self, resident: Resident, when: float) -> None:
-        if when == math.inf:
-            return
-        self._count += 1  # a tie-breaker: sandboxes do not compare
-        heapq.heappush(self._timers, (when, self._count, resident))
 
     def _check(self, resident: Resident, now: float) -> float:
         """Enforce what has come due of one; returns when to look again."""
@@ -327,7 +319,7 @@ class Residents:
                 resident.kill("failure")
                 return
         wait, resident.creator = resident.creator, None
-        self._schedule(resident, time.monotonic())
+        self._agenda.put(resident, time.monotonic())
         if wait is not None:
             self._answer(wait.client, {"re": wait.number, "ok": resident.info(in_full=False)}, ())
 
@@ -370,10 +362,11 @@ class Residents:
         for wait in resident.enders:
             self._answer(wait.client, {"re": wait.number, "ok": resident.info()}, ())
         resident.enders.clear()
-        self._schedule(resident, time.monotonic() + resident.request.keep_s)
+        self._agenda.put(resident, time.monotonic() + resident.request.keep_s)
 
     def _drop(self, resident: Resident) -> None:
         """Forget one that is buried."""
+        self._agenda.drop(resident)
         if self._all.get(resident.name) is resident:
             del self._all[resident.name]
         for process in list(resident.processes.values()):
@@ -539,7 +532,7 @@ class Residents:
             else:
                 with contextlib.suppress(Refused):  # it is killed when the grace is over
                     resident.order({"do": "signal", "n": main.number, "signal": 15})
-                self._schedule(resident, resident.stop_at)
+                self._agenda.put(resident, resident.stop_at)
         self._done(client, message)
 
     def _kill(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
@@ -556,7 +549,7 @@ class Residents:
             resident.deadline = None
         else:
             resident.deadline = time.monotonic() + number(message, "lifetime_s", _LONGEST_S)
-            self._schedule(resident, resident.deadline)
+            self._agenda.put(resident, resident.deadline)
         self._answer(client, {"re": message["id"], "ok": resident.info(in_full=False)}, ())
 
     def _remove(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
