@@ -81,9 +81,11 @@ def test_a_terminal_inside_is_a_real_one(variables: dict[str, str], made: str) -
         assert session.is_raw
         session.type(b"tty; stty size\r")
         assert b"/dev/pts/" in session.expect(b"24 80\r\n")
+        session.expect(b"ready> ")
         session.resize(40, 132)
         session.type(b"until [ \"$(stty size)\" = '40 132' ]; do :; done; echo grown\r")
         session.expect(b"\ngrown\r\n")
+        session.expect(b"ready> ")
         session.type(b"echo started; sleep 60\r")
         session.expect(b"\nstarted\r\n")
         session.type(b"\x03")
