@@ -7,6 +7,7 @@ processes are there again when the server comes back.
 import socket
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -17,11 +18,15 @@ __all__ = [
     "MAIN",
     "FileAccess",
     "LiveExec",
+    "LiveProcess",
     "LiveSandbox",
     "LiveSpec",
+    "Mark",
     "Output",
     "OutputSlice",
     "ProcessEnd",
+    "Reading",
+    "Refusal",
     "Sandboxing",
     "Streams",
 ]
@@ -45,6 +50,9 @@ class LiveSpec:
     """What a build left (`FileAccess.save_layer`): unpacked over the image."""
     log_bytes: int = 1 << 20
     """Bytes of each output stream of each process that are kept; the oldest are dropped."""
+    kept_bytes: int = 64 << 20
+    """Bytes that the output of all processes together may take of the host's memory. Where it would be more, the
+    output of those that have ended goes first, the oldest before the others; then new ones have smaller logs."""
     keep_s: float = 600.0
     """After its end, what is known of it and the output of its processes is kept for so long."""
 
@@ -60,6 +68,31 @@ class LiveExec:
     user: str = "user"
     """`user` or `root`."""
     terminal: TerminalSize | None = None
+    keep: bool = False
+    """It is remembered after its end, with its output: until it is forgotten, its sandbox is, or `kept_bytes` of the
+    sandbox are used up; then those that ended first go first, output before facts."""
+    log_bytes: int | None = None
+    """Bytes of each of its streams that are kept; `None` for the sandbox's own setting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What somebody who reads a process's output wants."""
+
+    is_waited_for: bool = True
+    """Whether the process is held back while they keep up, but have not read what would be overwritten. Else what they
+    are late for is gone, and `OutputSlice.dropped` says so."""
+    until_closed: bool = False
+    """They are told of the process's end only when nobody holds its output open any more, its children included."""
+
+
+class Refusal(StrEnum):
+    """Why a process was never started."""
+
+    CWD = "cwd"
+    """Its working directory is not there, or is none."""
+    PROGRAM = "program"
+    """Its program is not there, or cannot be executed, or its arguments are too long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +102,24 @@ class ProcessEnd:
     outcome: Outcome
     exit_code: int
     """0 to 255; 128 and the signal's number for one that a signal ended."""
+    refusal: Refusal | None = None
+    """Set for one that was never started; `exit_code` is then 126 or 127, as a shell's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveProcess:
+    """What the backend knows of a process of a live sandbox."""
+
+    name: str
+    argv: tuple[str, ...]
+    """As it was asked for; empty for one that was not to be kept."""
+    pid: int
+    """Inside the sandbox; 0 for one that was never started."""
+    started_at: float
+    """Seconds since the epoch."""
+    ended_at: float | None = None
+    end: ProcessEnd | None = None
+    """Set once it has ended. (Its output may not be read yet.)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +159,17 @@ class OutputSlice:
         return self.at + len(self.data)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """When some of a process's output was taken from it."""
+
+    at_ns: int
+    """Nanoseconds since the epoch."""
+    is_stderr: bool
+    end: int
+    """Offset at which it ends. It begins where that of the stream's mark before ends."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """What there is to read of a process."""
@@ -116,13 +178,29 @@ class Output:
     stderr: OutputSlice
     end: ProcessEnd | None
     """Set once it has ended and both streams are read to their end."""
+    marks: tuple[Mark, ...] = ()
+    """In which order both slices came, oldest first: every mark that lies in one of them, and for each slice the first
+    that ends at its end or beyond. Marks are bounded, too: what has none is older than the first of its stream."""
 
 
 class Streams(Protocol):
     """The input and output of one process, for one reader. Several may be open at once; each gets everything."""
 
-    async def read(self, stdout_at: int, stderr_at: int, *, most: int = 1 << 18) -> Output:
+    @property
+    def pid(self) -> int:
+        """Of the process, inside the sandbox; 0 for one that was never started."""
+        ...
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Why the process was never started; `None` where it was."""
+        ...
+
+    async def read(self, stdout_at: int, stderr_at: int, *, most: int = 1 << 18, least: int = 1) -> Output:
         """What follows these offsets, at most *most* bytes of each stream; waits until there is something.
+
+        *least*: waits until so many bytes of both streams together have come since, or the end; no more than a quarter
+        of what is kept of a stream is waited for.
 
         A reader that keeps asking is waited for: the process then cannot produce more than the log holds beyond what
         was asked for. One that stops asking for more than some seconds is not; what it missed is in `dropped`.
@@ -153,6 +231,13 @@ class Streams(Protocol):
         """Let go of it; the process goes on. Idempotent."""
         ...
 
+    def discard(self) -> None:
+        """Let go of it, have the process killed where it still runs, with all that it started, and its output dropped.
+
+        Nobody is told whether that worked, and it is not waited for: `Sandboxing.forget_process` is. Idempotent.
+        """
+        ...
+
 
 class FileAccess(Protocol):
     """The files of a sandbox, read and written from *inside* it, with a tenant's rights, under a deadline.
@@ -173,8 +258,14 @@ class FileAccess(Protocol):
         """A regular file (links are followed, inside), and its content from *offset* on."""
         ...
 
-    async def write(self, path: str, content: AsyncIterable[bytes], *, mode: int = 0o644) -> int:
-        """Write a file under a temporary name and rename it; parents are made (0755). The number of bytes."""
+    async def write(
+        self, path: str, content: AsyncIterable[bytes], *, mode: int = 0o644, in_place: bool = False
+    ) -> int:
+        """Write a file under a temporary name and rename it; parents are made (0755). The number of bytes.
+
+        *in_place*: instead as a shell's `>` does: a file that is there is cut to nothing and keeps its mode, owner and
+        links; no parents are made.
+        """
         ...
 
     async def delete(self, path: str, *, recursive: bool = False) -> None: ...
@@ -219,11 +310,16 @@ class Sandboxing(Protocol):
         """
         ...
 
-    async def exec(self, name: str, process: str, spec: LiveExec) -> Streams:
+    async def exec(
+        self, name: str, process: str, spec: LiveExec, *, reading: Reading = Reading(), gather: int = 0
+    ) -> Streams:
         """Start a process called *process* (`MAIN`: the one whose end is the sandbox's), and open its streams.
 
         A program that cannot be started is no error: it ends at once with 127 (not there) or 126, and says why on
         standard error.
+
+        *gather*: return only when so many bytes have come, or the end: as `read` with *least*, whose first call then
+        has its answer already. It takes as long as the process does; whoever stops waiting forgets the process.
 
         Raises:
             NotFound: there is no such sandbox.
@@ -232,12 +328,27 @@ class Sandboxing(Protocol):
         """
         ...
 
-    async def open(self, name: str, process: str) -> Streams:
+    async def open(self, name: str, process: str, *, reading: Reading = Reading()) -> Streams:
         """Raises NotFound: neither runs nor is its output kept."""
         ...
 
+    async def processes(self, name: str) -> list[LiveProcess]:
+        """Those that run, and those that are kept, in the order in which they were started. Raises NotFound."""
+        ...
+
+    async def signal_process(self, name: str, process: str, number: int, *, tree: bool = False) -> None:
+        """Send a signal to a process and its process group; with *tree* also to everything that descends from it.
+
+        Nothing happens when it has ended; what it left behind in its process group gets it, though. Raises NotFound.
+        """
+        ...
+
+    async def process_ended(self, name: str, process: str) -> LiveProcess:
+        """Wait until a process has ended. Raises NotFound, BackendLost."""
+        ...
+
     async def forget_process(self, name: str, process: str) -> None:
-        """Kill a process where it runs, and drop its output."""
+        """Kill a process where it runs, with all that it started, and drop its output."""
         ...
 
     async def inspect(self, name: str) -> LiveSandbox:

@@ -8,10 +8,10 @@ import asyncio
 import contextlib
 import math
 import secrets
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection
 from dataclasses import dataclass
 
-from stockade.backends.sandboxing import MAIN, FileAccess, LiveExec, Sandboxing, Streams
+from stockade.backends.sandboxing import MAIN, FileAccess, LiveExec, Reading, Sandboxing, Streams
 from stockade.engine.builds import Builds
 from stockade.engine.creations import Creations
 from stockade.engine.images import Images
@@ -65,8 +65,15 @@ class Execution:
     backend: Sandboxing
     answer_s: float
 
+    def discard(self) -> None:
+        """As `kill`, without waiting for it to have happened."""
+        self.streams.discard()
+
     async def kill(self) -> None:
-        """Kill it where it still runs, and drop its output. Idempotent; whoever has one calls this in the end."""
+        """Kill it where it still runs, with all that it started, and drop its output. Idempotent.
+
+        Whoever has one calls this, or `discard`, in the end.
+        """
         self.streams.close()
         with contextlib.suppress(StockadeError, TimeoutError):  # gone with its sandbox; or it goes with it
             async with asyncio.timeout(self.answer_s):
@@ -136,7 +143,7 @@ class Sandboxes:
             NotFound: there is none, or it is another key's.
             Unavailable: the database is away, or it has ended and that could not be recorded yet.
         """
-        row = await self._owned(actor, sandbox_id)
+        row = await self.owned(actor, sandbox_id)
         if row.state not in (SandboxState.RUNNING, SandboxState.STOPPING) or sandbox_id not in self.lives:
             return row
         # It may have ended this very moment; whoever has just seen its exit code is not told that it runs.
@@ -172,20 +179,20 @@ class Sandboxes:
             Conflict: it has ended already.
             Unavailable: it could not be stopped, or its end not be recorded, in time.
         """
-        row = await self._owned(actor, sandbox_id)
+        row = await self.owned(actor, sandbox_id)
         if row.state is SandboxState.CREATING:
             await self.creations.give_up(sandbox_id, EndedBy.STOP)
-            row = await self._owned(actor, sandbox_id)
+            row = await self.owned(actor, sandbox_id)
             if row.ended_by is EndedBy.STOP:
                 return row
         self._check_here(row)
         if row.state is SandboxState.RUNNING:
-            row = await self.lives.move(sandbox_id, SandboxState.STOPPING) or await self._owned(actor, sandbox_id)
+            row = await self.lives.move(sandbox_id, SandboxState.STOPPING) or await self.owned(actor, sandbox_id)
         if row.state is SandboxState.ENDED:
             raise _ended(row)
         grace_s = self.lives.options.grace_s if grace_s is None else grace_s
         with contextlib.suppress(Conflict):  # it has ended meanwhile, and is being recorded
-            async with self._asking(row):
+            async with self.asking(row):
                 await self.lives.backend.stop(sandbox_id, grace_s=grace_s)
         return await self._until_ended(row, within_s=grace_s + _STOPPED_S)
 
@@ -198,17 +205,17 @@ class Sandboxes:
             NotFound: as `get`.
             Unavailable: its end could not be recorded in time.
         """
-        row = await self._owned(actor, sandbox_id)
+        row = await self.owned(actor, sandbox_id)
         if row.is_deleted:
             return row
         if row.state is SandboxState.CREATING:
             await self.creations.give_up(sandbox_id, EndedBy.KILL)
-            row = await self._owned(actor, sandbox_id)
+            row = await self.owned(actor, sandbox_id)
         if row.state is not SandboxState.ENDED:
             self._check_here(row)
             with self.lives.deleting(sandbox_id):
                 with contextlib.suppress(Conflict):  # it has ended meanwhile, and is being recorded
-                    async with self._asking(row):
+                    async with self.asking(row):
                         await self.lives.backend.kill(sandbox_id)
                 row = await self._until_ended(row, within_s=_KILLED_S)
         # Only now: until its end is recorded, the backend is who knows of it.
@@ -228,7 +235,7 @@ class Sandboxes:
         """
         if not (math.isfinite(lifetime_s) and lifetime_s > 0):
             raise InvalidLimit("lifetime_s", lifetime_s, "must be a positive number of seconds")
-        row = await self._running(actor, sandbox_id)
+        row = await self.require_running(actor, sandbox_id)
         lived_s = self.lives.clock() - (row.started_at or row.created_at).timestamp()
         most = min(self.limits.maximum.wall_s, actor.max_duration_s or math.inf)
         if lived_s + lifetime_s > most:
@@ -238,7 +245,7 @@ class Sandboxes:
                 f"the sandbox may live for {most:g} s in all",
                 maximum=max(0.0, most - lived_s),
             )
-        async with self._asking(row):
+        async with self.asking(row):
             await self.lives.backend.extend(sandbox_id, lifetime_s)
             deadline_at = (await self.lives.backend.inspect(sandbox_id)).deadline_at
         amended = await self.lives.amend(sandbox_id, deadline_at=None if deadline_at is None else moment(deadline_at))
@@ -253,16 +260,27 @@ class Sandboxes:
             NotFound: as `get`.
             Conflict: the sandbox was stopped or killed, its output is no longer kept, or it has no main process.
         """
-        row = await self._made(actor, sandbox_id)
+        row = await self.made(actor, sandbox_id)
         if not row.command:
             raise Conflict(f"sandbox {sandbox_id} has no main process; start one with exec")
         if row.state is SandboxState.ENDED and (row.is_deleted or row.ended_by not in _REPLAYED):
             raise _ended(row)
-        async with self._asking(row):
+        async with self.asking(row):
             return await self.lives.backend.open(sandbox_id, MAIN)
 
-    async def exec(self, actor: Actor, sandbox_id: str, spec: ExecSpec) -> Execution:
+    async def exec(
+        self,
+        actor: Actor,
+        sandbox_id: str,
+        spec: ExecSpec,
+        *,
+        reading: Reading = Reading(),
+        gather: int = 0,
+    ) -> Execution:
         """Start a further process in a sandbox that runs. When the caller is cancelled, it does not stay.
+
+        Args:
+            reading, gather: see `backends.sandboxing.Sandboxing.exec`.
 
         Raises:
             NotFound: as `get`.
@@ -274,7 +292,7 @@ class Sandboxes:
         if not command:
             raise Invalid("command: there is none")
         env, user = checked_environment(spec.env), checked_user(spec.user)
-        row = await self._running(actor, sandbox_id)
+        row = await self.require_running(actor, sandbox_id)
         image = self.images.find(row.image)
         live = LiveExec(
             argv=command,
@@ -287,8 +305,9 @@ class Sandboxes:
         lives = self.lives
 
         async def start() -> Execution:
-            async with self._asking(row):
-                streams = await lives.backend.exec(sandbox_id, process, live)
+            # With *gather* it takes as long as the process does; a connection that breaks says so.
+            async with self.asking(row, within_s=None if gather else lives.options.answer_s):
+                streams = await lives.backend.exec(sandbox_id, process, live, reading=reading, gather=gather)
             return Execution(
                 sandbox_id=sandbox_id,
                 process=process,
@@ -301,7 +320,8 @@ class Sandboxes:
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            lives.tasks.background(_drop(starting), name=f"drop {process}")
+            forgotten = lives.backend.forget_process(sandbox_id, process)
+            lives.tasks.background(_drop(starting, forgotten), name=f"drop {process}")
             raise
 
     @contextlib.asynccontextmanager
@@ -315,8 +335,8 @@ class Sandboxes:
             NotFound: as `get`.
             Conflict: it does not run.
         """
-        row = await self._running(actor, sandbox_id, also_stopping=True)
-        async with self._asking(row):
+        row = await self.require_running(actor, sandbox_id, also_stopping=True)
+        async with self.asking(row):
             files = await self.lives.backend.files(sandbox_id, user=row.user if user is None else checked_user(user))
         try:
             yield files
@@ -329,9 +349,9 @@ class Sandboxes:
         Raises:
             NotFound: as `get`; or it was lost, and nobody knows.
         """
-        row = await self._made(actor, sandbox_id)
+        row = await self.made(actor, sandbox_id)
         if row.state is not SandboxState.ENDED:
-            async with self._asking(row):
+            async with self.asking(row):
                 known = await self.lives.backend.inspect(sandbox_id)
             return UsageNow(usage=known.usage, memory_bytes=known.memory_bytes if known.is_running else 0)
         if row.usage is None:
@@ -347,7 +367,8 @@ class Sandboxes:
             (port for port in row.network.ports if port.container == container and port.protocol is protocol), None
         )
 
-    async def _owned(self, actor: Actor, sandbox_id: str) -> Sandbox:
+    async def owned(self, actor: Actor, sandbox_id: str) -> Sandbox:
+        """The record of a sandbox of *actor*'s, for services beside this one. Raises NotFound, Unavailable."""
         row = self.lives.find(sandbox_id)
         if row is None or row.state is SandboxState.ENDED:
             row = await self.lives.table.get(sandbox_id)
@@ -356,18 +377,19 @@ class Sandboxes:
             raise NotFound(f"sandbox {sandbox_id} not found")
         return row
 
-    async def _made(self, actor: Actor, sandbox_id: str) -> Sandbox:
+    async def made(self, actor: Actor, sandbox_id: str) -> Sandbox:
         """Its record, once it is no longer being made."""
-        row = await self._owned(actor, sandbox_id)
+        row = await self.owned(actor, sandbox_id)
         if row.state is SandboxState.CREATING:
             await self.creations.finished(sandbox_id, within_s=self.lives.options.make_s)
-            row = await self._owned(actor, sandbox_id)
+            row = await self.owned(actor, sandbox_id)
             if row.state is SandboxState.CREATING:
                 raise Unavailable(f"sandbox {sandbox_id} is still being made")
         return row
 
-    async def _running(self, actor: Actor, sandbox_id: str, *, also_stopping: bool = False) -> Sandbox:
-        row = await self._made(actor, sandbox_id)
+    async def require_running(self, actor: Actor, sandbox_id: str, *, also_stopping: bool = False) -> Sandbox:
+        """The record of a sandbox of *actor*'s that runs. Raises NotFound, Conflict (it does not), Unavailable."""
+        row = await self.made(actor, sandbox_id)
         if row.state is SandboxState.ENDED:
             raise _ended(row)
         if row.state is SandboxState.STOPPING and not also_stopping:
@@ -375,13 +397,18 @@ class Sandboxes:
         return row
 
     @contextlib.asynccontextmanager
-    async def _asking(self, row: Sandbox) -> AsyncIterator[None]:
-        """Ask the backend something about a sandbox, within the time that it has to answer; see to what it can say."""
+    async def asking(self, row: Sandbox, *, within_s: float | None = -1.0) -> AsyncIterator[None]:
+        """Ask the backend something about a sandbox, within the time that it has to answer; see to what it can say.
+
+        *within_s*: another time; `None` for what may take as long as it likes.
+        """
+        if within_s is not None and within_s < 0:
+            within_s = self.lives.options.answer_s
         try:
-            async with asyncio.timeout(self.lives.options.answer_s):
+            async with asyncio.timeout(within_s):
                 yield
         except TimeoutError:
-            raise Unavailable(f"no answer about sandbox {row.id} within {self.lives.options.answer_s:g} s") from None
+            raise Unavailable(f"no answer about sandbox {row.id} within {within_s:g} s") from None
         except NotFound as error:
             if row.state is SandboxState.ENDED:
                 raise Conflict(f"sandbox {row.id} has ended, and its output is no longer kept") from error
@@ -404,8 +431,10 @@ def _ended(row: Sandbox) -> Conflict:
     return Conflict(f"sandbox {row.id} has ended already ({row.ended_by or 'just now'})")
 
 
-async def _drop(starting: "asyncio.Task[Execution]") -> None:
-    """Kill a process whose caller went away while it was being started."""
+async def _drop(starting: "asyncio.Task[Execution]", forgotten: Awaitable[None]) -> None:
+    """Kill a process whose caller went away while it was being started, or while its output was gathered."""
+    with contextlib.suppress(StockadeError):
+        await forgotten
     await asyncio.wait([starting])
     if not starting.cancelled() and starting.exception() is None:
         await starting.result().kill()

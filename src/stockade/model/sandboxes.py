@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import ClassVar
 
 from stockade.model.limits import Limits
 from stockade.model.outcomes import Outcome, Usage
@@ -84,10 +85,12 @@ class Port:
     """A port of a sandbox that can be reached from outside."""
 
     container: int
-    """Port inside, 1 to 65535."""
+    """Port inside, 1 to 65535; or `BOUND`: whichever is bound when a connection comes (`Sandbox.bound_port`)."""
     protocol: Protocol = Protocol.TCP
     host: int = 0
     """Port of this host that leads there; 0 until it has been assigned."""
+
+    BOUND: ClassVar[int] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +169,8 @@ class SandboxRequest:
     dialect: str = ""
     is_quota_free: bool = False
     """Not counted against the daily and concurrent quota of the key: builds."""
+    secret_digest: str | None = None
+    """SHA-256, in hexadecimal, of the secret that opens this sandbox alone (`engine.secrets.digest`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +208,10 @@ class Sandbox:
     """Killed, or deleted after its end: what it left is gone."""
     usage: Usage | None = None
     """Once it has ended."""
+    secret_digest: str | None = None
+    """Of the secret that opens this sandbox alone; of sandboxes that have not ended no two have the same."""
+    bound_port: int | None = None
+    """Port inside to which connections to `Port.BOUND` lead."""
 
 
 class FileKind(StrEnum):

@@ -1,19 +1,37 @@
 """The record by which a dialect is found and mounted."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from prometheus_client import CollectorRegistry
 
 from stockade.accounts import Accounts
 from stockade.config import ServerConfig
 from stockade.engine import Engine
+from stockade.model import Actor
 from stockade.wire.auth import KeyVerifier
 
-__all__ = ["Dialect", "Services"]
+__all__ = ["Dialect", "Services", "SoleSandbox"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoleSandbox:
+    """The sandbox of a server that is there for it alone (`stockade executor`)."""
+
+    actor: Actor
+    """Whose it is."""
+    sandbox_id: str
+    verify: Callable[[str], Awaitable[bool]]
+    """Whether a secret that somebody presents opens it.
+
+    Raises:
+        Fault: the first secret is to be adopted, and cannot be written down.
+    """
+    proxy_port: int
+    """Port of this host that leads to whichever port of it is bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +51,8 @@ class Services:
     open_access: bool
     """True where every listener of this app is on a loopback address (or the operator said `--insecure`):
     a dialect whose protocol has no authentication then answers without a key."""
+    sole: SoleSandbox | None = None
+    """Set where the server is there for one sandbox alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +71,9 @@ class Dialect:
     answers `/health` with exactly these."""
     largest_body: Callable[[Services, str], int | None] | None = None
     """Bytes that the body of a request to a path may have, where that is not the server's own limit (`None`)."""
+    refusal: Callable[[int], Response | None] | None = None
+    """How the dialect, alone on an address, words what the server refuses by itself, by status (404, 405, 413, 503);
+    `None` where it has no words of its own for it."""
     listeners: Callable[[Services], AbstractAsyncContextManager[object]] | None = None
     """Whatever the dialect serves beside HTTP (gRPC), where its settings say so. Entered once for each server, however
     many apps mount the dialect, after the engine has started; left before the engine is closed."""
