@@ -17,7 +17,9 @@ _names = itertools.count(1)
 
 
 def live_spec(**changes: Any) -> LiveSpec:
-    members = {name: changes.pop(name) for name in ("network", "layer", "log_bytes", "keep_s") if name in changes}
+    members = {
+        name: changes.pop(name) for name in ("network", "layer", "log_bytes", "kept_bytes", "keep_s") if name in changes
+    }
     lifetime_s = changes.pop("lifetime_s", 60.0)
     cwd = changes.pop("cwd", "/home/user")
     return LiveSpec(image="host", limits=limits(**changes), cwd=cwd, lifetime_s=lifetime_s, **members)

@@ -1,16 +1,19 @@
 """What every backend whose sandboxes live must do: the same cases for each."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import time
+from typing import Any
 
 import pytest
 
 from stockade.backends.base import Backend
-from stockade.backends.sandboxing import MAIN, Output, Sandboxing
+from stockade.backends.sandboxing import MAIN, LiveExec, Output, Reading, Refusal, Sandboxing
 from stockade.errors import Conflict, NotFound, Unavailable
 from stockade.model import EndedBy, Outcome, Protocol, TerminalSize
-from tests.backends.living import collect, eventually, live_spec, living, ran, start
+from tests.backends.living import ENV, collect, eventually, live_spec, living, ran, start
 from tests.backends.sandboxes import MB
 
 pytestmark = pytest.mark.anyio
@@ -389,3 +392,226 @@ async def test_dropped_readers_leave_no_descriptor(sandboxing: Sandboxing) -> No
             reader.close()
         assert len(os.listdir("/proc/self/fd")) <= before
         streams.close()
+
+
+# ── processes that are kept, and how their output is read ───────────────────────────────────────────────────────────
+
+
+def _pieces(outputs: list[Output]) -> bytes:
+    """What was printed, in the order in which it came; what went to standard error in capitals."""
+    data = [b"".join(one.stdout.data for one in outputs), b"".join(one.stderr.data for one in outputs)]
+    done = [outputs[0].stdout.at, outputs[0].stderr.at]
+    start = list(done)
+    text = b""
+    for output in outputs:
+        ends = (output.stdout.end, output.stderr.end)
+        for mark in output.marks:
+            upto = min(mark.end, ends[mark.is_stderr])
+            piece = data[mark.is_stderr][done[mark.is_stderr] - start[mark.is_stderr] : upto - start[mark.is_stderr]]
+            text += piece.upper() if mark.is_stderr else piece
+            done[mark.is_stderr] = max(done[mark.is_stderr], upto)
+        assert tuple(done) == ends, "everything has a mark"
+    return text
+
+
+async def test_marks_tell_in_which_order_both_streams_came(sandboxing: Sandboxing) -> None:
+    program = "for i in 1 2 3; do echo a$i; sleep 0.02; echo b$i >&2; sleep 0.02; done"
+    async with living(sandboxing) as name:
+        streams = await start(sandboxing, name, "sh", "-c", program)
+        outputs, at = [], [0, 0]
+        before = time.time_ns()
+        while not outputs or outputs[-1].end is None:
+            outputs.append(await asyncio.wait_for(streams.read(*at, most=5), 20))
+            at = [outputs[-1].stdout.end, outputs[-1].stderr.end]
+        assert _pieces(outputs) == b"a1\nB1\na2\nB2\na3\nB3\n"
+        times = [mark.at_ns for output in outputs for mark in output.marks]
+        assert before - 10**9 < min(times) <= max(times) < time.time_ns()
+        assert _pieces([await streams.read(0, 0)]) == b"a1\nB1\na2\nB2\na3\nB3\n"  # and again
+        streams.close()
+
+
+async def test_more_marks_than_are_kept_leave_the_newest(sandboxing: Sandboxing) -> None:
+    program = "import os\nfor i in range(9000): os.write(1, b'o'); os.write(2, b'e')"
+    async with living(sandboxing) as name:
+        streams = await start(sandboxing, name, "python3", "-c", program)
+        out, err, end = await collect(streams)
+        assert (len(out), len(err), end.exit_code) == (9000, 9000, 0)
+        output = await streams.read(0, 0)
+        assert output.marks[-1].end == 9000
+        streams.close()
+
+
+async def test_a_quick_command_is_answered_once_and_whole(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        spec = LiveExec(argv=("sh", "-c", "echo out; echo err >&2; exit 7"), env=ENV, cwd="/tmp", stdin=False)
+        streams = await sandboxing.exec(name, "q", spec, reading=Reading(until_closed=True), gather=1 << 18)
+        output = await asyncio.wait_for(streams.read(0, 0), 20)
+        assert (output.stdout.data, output.stderr.data) == (b"out\n", b"err\n")
+        assert output.end is not None
+        assert output.end.exit_code == 7
+        assert streams.pid > 1
+        streams.discard()
+
+        async def is_gone() -> bool:
+            with contextlib.suppress(NotFound):
+                (await sandboxing.open(name, "q")).close()
+                return False
+            return True
+
+        await eventually(is_gone)
+
+
+async def test_gathered_output_comes_before_the_ring_is_full(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing, log_bytes=64 << 10) as name:
+        spec = LiveExec(argv=("sh", "-c", "yes | head -c 3000000"), env=ENV, cwd="/tmp")
+        streams = await sandboxing.exec(name, "q", spec, reading=Reading(until_closed=True), gather=1 << 18)
+        out, at = b"", 0
+        while True:
+            output = await asyncio.wait_for(streams.read(at, 0, least=1 << 18), 20)
+            assert not output.stdout.dropped
+            out, at = out + output.stdout.data, output.stdout.end
+            if output.end is not None:
+                break
+        assert out == b"y\n" * 1_500_000
+        streams.discard()
+
+
+async def test_its_end_is_told_when_its_children_have_let_go_or_at_once(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        argv = ("sh", "-c", "(sleep 0.5; echo late) & echo now")
+        spec = LiveExec(argv=argv, env=ENV, cwd="/tmp")
+        patient = await sandboxing.exec(name, "p", spec, reading=Reading(until_closed=True))
+        at_once = await sandboxing.open(name, "p")
+        assert (await collect(at_once))[0] == b"now\n"
+        assert (await collect(patient))[0] == b"now\nlate\n"
+        patient.close()
+        at_once.close()
+
+
+async def test_without_standard_input_it_is_dev_null(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        streams = await start(sandboxing, name, "sh", "-c", "readlink /proc/self/fd/0; cat", stdin=False)
+        assert (await collect(streams))[0] == b"/dev/null\n"
+        assert not await streams.write(b"x")
+        streams.close()
+
+
+@pytest.mark.parametrize(
+    ("spec", "refusal"),
+    [
+        ({"argv": ("true",), "cwd": "/no/such"}, Refusal.CWD),
+        ({"argv": ("true",), "cwd": "/etc/passwd"}, Refusal.CWD),
+        ({"argv": ("no-such-program",), "cwd": "/"}, Refusal.PROGRAM),
+        ({"argv": ("sh", "-c", ":" + " " * 140_000), "cwd": "/"}, Refusal.PROGRAM),
+    ],
+    ids=["no directory", "a file", "no program", "too long"],
+)
+async def test_what_was_never_started_says_why(sandboxing: Sandboxing, spec: dict[str, Any], refusal: Refusal) -> None:
+    async with living(sandboxing) as name:
+        streams = await sandboxing.exec(name, "p", LiveExec(env=ENV, **spec))
+        _, _, end = await collect(streams)
+        assert (streams.refusal, streams.pid, end.refusal) == (refusal, 0, refusal)
+        streams.close()
+
+
+async def test_kept_processes_are_listed_with_how_they_ended(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        for process, program in (("a", "exit 3"), ("b", "sleep 60"), ("c", "kill -9 $$")):
+            (await start(sandboxing, name, "sh", "-c", program, process=process, keep=True)).close()
+        (await start(sandboxing, name, "true", process="not-kept")).close()
+        ended = await asyncio.wait_for(sandboxing.process_ended(name, "a"), 20)
+        await asyncio.wait_for(sandboxing.process_ended(name, "c"), 20)
+        listed = await sandboxing.processes(name)
+        assert [one.name for one in listed] == ["a", "b", "c"]
+        assert listed[0] == ended
+        assert [one.end and (one.end.outcome, one.end.exit_code) for one in listed] == [
+            (Outcome.EXITED, 3),
+            None,
+            (Outcome.SIGNALED, 137),
+        ]
+        assert listed[1].argv == ("sh", "-c", "sleep 60")
+        assert listed[0].ended_at is not None
+        assert listed[0].ended_at >= listed[0].started_at
+        await sandboxing.forget_process(name, "a")
+        assert [one.name for one in await sandboxing.processes(name)] == ["b", "c"]
+
+
+async def test_long_lists_of_processes_come_in_parts(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        long = "x" * 90_000
+        for number in range(5):
+            (await start(sandboxing, name, "true", long, process=f"p{number}", keep=True)).close()
+        assert [one.argv for one in await sandboxing.processes(name)] == [("true", long)] * 5
+
+
+async def test_output_that_is_too_much_goes_and_the_facts_stay(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing, log_bytes=256 << 10, kept_bytes=1 << 20) as name:
+        for number in range(8):
+            streams = await start(
+                sandboxing, name, "head", "-c", "200000", "/dev/zero", process=f"p{number}", keep=True
+            )
+            await collect(streams)
+            streams.close()
+        assert [one.name for one in await sandboxing.processes(name)] == [f"p{number}" for number in range(8)]
+        with pytest.raises(NotFound):
+            await sandboxing.open(name, "p0")
+        (await sandboxing.open(name, "p7")).close()
+        assert (await sandboxing.process_ended(name, "p0")).end is not None
+        with pytest.raises(Conflict):
+            await start(sandboxing, name, "true", process="p0", keep=True)
+
+
+async def test_a_tree_of_processes_gets_the_signal(sandboxing: Sandboxing) -> None:
+    program = "setsid sh -c 'sleep 6001; :' & sh -c 'sleep 6002; :' & wait"
+    async with living(sandboxing) as name:
+
+        async def sleeping() -> bytes:
+            return (await ran(sandboxing, name, "pgrep", "-fc", "sleep 600[12]$"))[0].strip()
+
+        streams = await start(sandboxing, name, "sh", "-c", program, process="p")
+
+        async def all_sleep() -> bool:
+            return await sleeping() == b"2"
+
+        await eventually(all_sleep)
+        await sandboxing.signal_process(name, "p", signal.SIGKILL, tree=True)
+        await asyncio.wait_for(sandboxing.process_ended(name, "p"), 20)
+
+        async def none_sleeps() -> bool:
+            return await sleeping() == b"0"
+
+        await eventually(none_sleeps)
+        streams.close()
+
+
+async def test_what_a_process_left_in_its_group_goes_with_it(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing) as name:
+        streams = await start(sandboxing, name, "sh", "-c", "sleep 6003 & exit", process="p")
+        await asyncio.wait_for(sandboxing.process_ended(name, "p"), 20)
+        assert (await ran(sandboxing, name, "pgrep", "-fc", "sleep 6003$"))[0] == b"1\n"
+        await sandboxing.forget_process(name, "p")
+
+        async def is_gone() -> bool:
+            return (await ran(sandboxing, name, "pgrep", "-fc", "sleep 6003$"))[0] == b"0\n"
+
+        await eventually(is_gone)
+        streams.close()
+
+
+async def test_a_reader_who_is_not_waited_for_never_holds_anybody_back(sandboxing: Sandboxing) -> None:
+    """What it is late for is missing, and never garbled, however fast the ring is written over."""
+    program = "yes 123456789 | head -c 60000000"
+    async with living(sandboxing, log_bytes=128 << 10) as name:
+        spec = LiveExec(argv=("sh", "-c", program), env=ENV, cwd="/tmp")
+        late = await sandboxing.exec(name, "p", spec, reading=Reading(is_waited_for=False))
+        at, seen, dropped = 0, 0, 0
+        while True:
+            output = await asyncio.wait_for(late.read(at, 0, most=20_000), 20)
+            one = output.stdout
+            start_at = one.at % 10
+            assert one.data == (b"123456789\n" * (len(one.data) // 10 + 2))[start_at : start_at + len(one.data)]
+            seen, dropped, at = seen + len(one.data), dropped + one.dropped, one.end
+            if output.end is not None:
+                break
+        assert seen + dropped == 60_000_000
+        late.close()

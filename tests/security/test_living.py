@@ -18,7 +18,8 @@ from stockade.backends.sandboxing import FileAccess, Sandboxing, Streams
 from stockade.errors import StockadeError, Unavailable
 from stockade.model import EndedBy, Outcome, TerminalSize
 from stockade.warden import layers
-from stockade.warden.logs import Log
+from stockade.warden.logs import HEAD_BYTES, Log, Marks
+from stockade.warden.protocol import memory_file
 from stockade.warden.seccomp import REFUSED
 from stockade.warden.syscall_table import NUMBERS
 from tests.backends.living import collect, eventually, live_spec, living, ran, start
@@ -396,7 +397,8 @@ async def test_many_short_processes_leave_nothing(backend: NativeBackend, sandbo
 def test_output_byte_by_byte_does_not_hold_the_warden(monkeypatch: pytest.MonkeyPatch) -> None:
     """One turn ends after some moves, however little each of them has moved."""
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    log = Log(number=0, most=1 << 20, source=reading)
+    file = memory_file("log")
+    log = Log(number=0, most=1 << 20, source=reading, file=file)
     moves = []
 
     def move(most: int, place: int) -> int:
@@ -404,10 +406,10 @@ def test_output_byte_by_byte_does_not_hold_the_warden(monkeypatch: pytest.Monkey
         return 1
 
     monkeypatch.setattr(log, "_move", move)
-    assert log.pump([])
+    assert log.pump([], Marks(file=file, place=HEAD_BYTES + (2 << 20)))
     assert (len(moves), log.is_drained) == (64, False)
-    log.close()
-    os.close(writing)
+    for one in (reading, writing, file):
+        os.close(one)
 
 
 # ── the file agent ──────────────────────────────────────────────────────────────────────────────────────────────────

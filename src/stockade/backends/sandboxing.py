@@ -68,6 +68,8 @@ class LiveExec:
     user: str = "user"
     """`user` or `root`."""
     terminal: TerminalSize | None = None
+    stdin: bool = True
+    """Whether it can be written to; else its standard input is `/dev/null`. With a terminal it always can."""
     keep: bool = False
     """It is remembered after its end, with its output: until it is forgotten, its sandbox is, or `kept_bytes` of the
     sandbox are used up; then those that ended first go first, output before facts."""

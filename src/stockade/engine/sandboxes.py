@@ -288,19 +288,8 @@ class Sandboxes:
             Conflict: the sandbox does not run.
             Unavailable: it has no room for another process.
         """
-        command = checked_command(spec.argv)
-        if not command:
-            raise Invalid("command: there is none")
-        env, user = checked_environment(spec.env), checked_user(spec.user)
         row = await self.require_running(actor, sandbox_id)
-        image = self.images.find(row.image)
-        live = LiveExec(
-            argv=command,
-            env=image.environment({**row.env, **env}, user=user, has_terminal=spec.terminal is not None),
-            cwd=row.cwd if spec.cwd is None else checked_path(spec.cwd, what="cwd", base=row.cwd),
-            user=user,
-            terminal=spec.terminal,
-        )
+        live = self.live_exec(row, spec)
         process = f"{EXECUTION}{secrets.token_hex(8)}"
         lives = self.lives
 
@@ -323,6 +312,28 @@ class Sandboxes:
             forgotten = lives.backend.forget_process(sandbox_id, process)
             lives.tasks.background(_drop(starting, forgotten), name=f"drop {process}")
             raise
+
+    def live_exec(self, row: Sandbox, spec: ExecSpec, *, keep: bool = False, log_bytes: int | None = None) -> LiveExec:
+        """What the backend is told of a process in the sandbox of a record.
+
+        Raises:
+            Invalid: it cannot be started so.
+        """
+        command = checked_command(spec.argv)
+        if not command:
+            raise Invalid("command: there is none")
+        user = checked_user(spec.user)
+        env = {**row.env, **checked_environment(spec.env)}
+        return LiveExec(
+            argv=command,
+            env=self.images.find(row.image).environment(env, user=user, has_terminal=spec.terminal is not None),
+            cwd=row.cwd if spec.cwd is None else checked_path(spec.cwd, what="cwd", base=row.cwd),
+            user=user,
+            terminal=spec.terminal,
+            stdin=spec.stdin,
+            keep=keep,
+            log_bytes=log_bytes,
+        )
 
     @contextlib.asynccontextmanager
     async def files(self, actor: Actor, sandbox_id: str, *, user: str | None = None) -> AsyncIterator[FileAccess]:

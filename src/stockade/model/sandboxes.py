@@ -145,6 +145,8 @@ class ExecSpec:
     """`user`, or `root`: root of the sandbox's user namespace, without capabilities."""
     terminal: TerminalSize | None = None
     """With a terminal, standard output and standard error are one stream (stdout)."""
+    stdin: bool = True
+    """Whether it can be written to; else its standard input is `/dev/null`."""
 
 
 @dataclass(frozen=True, kw_only=True)

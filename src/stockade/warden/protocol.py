@@ -3,7 +3,7 @@
 SOCK_SEQPACKET: one message a packet, JSON in UTF-8, descriptors beside it (SCM_RIGHTS). A client numbers its
 requests; answers bear the number and may come in any order.
 
-    → {"op": "hello", "version": 3}                       ← {"re": 0, "ok": {…report…}}
+    → {"op": "hello", "version": 4}                       ← {"re": 0, "ok": {…report…}}
     → {"op": "run", "id": 7, "image": "host", …}          ← {"re": 7, "ok": {…}} with output descriptors
     → {"op": "template", "id": 8, "kind": "fork", …}      ← {"re": 8, "ok": {"template": 0}}
     → {"op": "run", "id": 9, "template": 0, …}            ← {"re": 9, "ok": {…}}
@@ -14,7 +14,7 @@ Sandboxes that live have operations of their own (`residents`); all name the san
 
     → {"op": "create", "id": 10, "sandbox": "s1", …}      ← {"re": 10, "ok": {…info…}}
     → {"op": "exec", "id": 11, "sandbox": "s1", "process": "main", …}
-                                                          ← {"re": 11, "ok": {…}} with stdout's and stderr's log, stdin
+                                                          ← {"re": 11, "ok": {…}} with the file of its logs, stdin
     → {"op": "wait", "id": 12, …, "reader": 1, "at": [0, 0]}
                                                           ← {"re": 12, "ok": {"at": …, "ends": [6, 0], "end": null}}
 
@@ -30,7 +30,7 @@ from typing import Any
 
 __all__ = ["MOST_BYTES", "MOST_DESCRIPTORS", "VERSION", "ProtocolError", "memory_file", "receive", "send"]
 
-VERSION = 3
+VERSION = 4
 MOST_BYTES = 160 * 1024
 """Longest message: what a packet socket takes with the kernel's default buffer sizes (net.core.wmem_default)."""
 MOST_DESCRIPTORS = 12

@@ -1,6 +1,7 @@
 """A sandbox that lives, from the outside: its processes, their output, its end."""
 
 import fcntl
+import json
 import os
 import signal
 import struct
@@ -14,18 +15,19 @@ from .cell import Cell
 from .cgroups import GroupLimits
 from .fields import Refused
 from .image import UID
-from .logs import Log, Reader
-from .resident_request import SpawnRequest, StayRequest
+from .logs import HEAD_BYTES, Log, Marks, Reader
+from .resident_request import LEAST_RING, SpawnRequest, StayRequest
 
-__all__ = ["MAIN", "Process", "Resident", "Wait"]
+__all__ = ["MAIN", "Facts", "Process", "Resident", "Wait"]
 
 MAIN = "main"
 _TIOCSWINSZ = 0x5414
 _KILLED = 128 + signal.SIGKILL
 _MOST_PROCESSES = 512
-_MOST_REMEMBERED = 64  # processes that have ended and whose output is kept, beside the main one
-_FULL_RINGS = 32  # of as many processes; with more of them, those that come later have smaller ones
-_LEAST_RING = 64 << 10
+_MOST_REMEMBERED = 64  # processes that have ended and whose output is there still, though nobody asked to keep it
+_MOST_PAST = 10_000  # processes of which nothing is kept any more but the facts
+_MOST_PAST_BYTES = 8 << 20  # of their command lines
+_PAGE_BYTES = 4096
 _MOST_NEWS = 64  # messages of one PID 1 in a turn
 _OUTCOMES = {"deadline": "wall_time", "kill": "cancelled", "stop": "cancelled", "limit": "memory"}
 
@@ -37,6 +39,41 @@ class Wait:
     client: object
     number: int
     reader: Reader | None = None
+    least: int = 1
+    """Bytes that are to have come before it is answered."""
+    is_opening: bool = False
+    """Whether the answer brings the descriptors, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a client is told of a process; all that is left of one whose output had to go."""
+
+    name: str
+    number: int
+    argv: tuple[str, ...]
+    pid: int
+    began_at: float
+    end: dict[str, Any] | None
+
+    @property
+    def bytes(self) -> int:
+        return sum(map(len, self.argv))
+
+    @property
+    def json_bytes(self) -> int:
+        """About what it takes in a message."""
+        return 300 + (len(json.dumps(self.argv, ensure_ascii=False)) if self.argv else 0)
+
+    def info(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "n": self.number,
+            "argv": self.argv,
+            "pid": self.pid,
+            "began_at": self.began_at,
+            "end": self.end,
+        }
 
 
 @dataclass(eq=False, kw_only=True)
@@ -45,17 +82,29 @@ class Process:
 
     name: str
     number: int
+    argv: tuple[str, ...]
+    """Empty where it is not to be kept."""
+    file: int
+    """Where its output is; see `logs`."""
     logs: tuple[Log, Log]
+    marks: Marks
     stdin: int | None
     """Writing end of its input's pipe, or the master side of its terminal."""
     is_terminal: bool
     oom_kills: int
     """What the sandbox had lost for want of memory when it began."""
+    keep: bool = False
     started: bool = False
+    pid: int = 0
+    """Inside the sandbox; 0 where it was never started."""
+    began_at: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
     end: dict[str, Any] | None = None
     """How it ended."""
     readers: dict[tuple[object, int], Reader] = field(default_factory=dict)
     waits: list[Wait] = field(default_factory=list)
+    enders: list[Wait] = field(default_factory=list)
+    """Who waits for its end alone."""
 
     @property
     def ends(self) -> list[int]:
@@ -70,12 +119,41 @@ class Process:
         """Whether it has ended and all that it printed is in its logs."""
         return self.end is not None and all(log.is_drained for log in self.logs)
 
-    def position(self, at: list[int]) -> dict[str, Any] | None:
-        """The answer to a reader who has read up to *at*; `None` when there is nothing to tell yet."""
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended and nobody holds its output open."""
+        return self.end is not None and all(log.source is None for log in self.logs)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What its output takes, or may come to take, of the host's memory."""
+        if self.end is None:
+            return sum(log.most for log in self.logs)
+        used = (min(log.end, log.most) for log in self.logs)
+        return sum(-(-one // _PAGE_BYTES) * _PAGE_BYTES for one in (*used, self.marks.bytes, HEAD_BYTES))
+
+    def position(self, reader: Reader, least: int) -> dict[str, Any] | None:
+        """The answer to a reader who waits; `None` when there is nothing to tell yet."""
         ends = self.ends
-        if ends == at and not self.is_told:
-            return None
-        return {"at": at, "ends": ends, "end": self.end if self.is_told else None}
+        is_over = self.is_closed if reader.until_closed else self.is_told
+        if not is_over:
+            news = sum(ends) - sum(reader.at)
+            if not news:
+                return None
+            if news < min(least, self.logs[0].most // 4) and not any(log.blocked for log in self.logs):
+                return None
+        return {"at": reader.at, "ends": ends, "end": self.end if is_over else None, "marks": self.marks.count}
+
+    def facts(self) -> Facts:
+        """What there is to tell of it."""
+        return Facts(
+            name=self.name,
+            number=self.number,
+            argv=self.argv,
+            pid=self.pid,
+            began_at=self.began_at,
+            end=self.end,
+        )
 
     def close_stdin(self) -> None:
         if self.stdin is not None and not self.is_terminal:
@@ -88,7 +166,10 @@ class Process:
 
     def close(self) -> None:
         for log in self.logs:
-            log.close()
+            log.close_source()
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
         if self.stdin is not None:
             os.close(self.stdin)
             self.stdin = None
@@ -120,6 +201,8 @@ class Resident:
     failure: str = ""
     processes: dict[str, Process] = field(default_factory=dict)
     by_number: dict[int, Process] = field(default_factory=dict)
+    past: dict[str, Facts] = field(default_factory=dict)
+    """Kept processes whose output had to go, in the order of their start."""
     asked: dict[int, Wait] = field(default_factory=dict)
     """Who waits for an answer of PID 1's, by its number."""
     enders: list[Wait] = field(default_factory=list)
@@ -127,6 +210,7 @@ class Resident:
     traffic: tuple[int, int] = (0, 0)
     """Bytes that came in from outside and that went out."""
     last_usage: dict[str, Any] = field(default_factory=dict)
+    _past_bytes: int = 0
     _count: int = 0
     _cpu_base: tuple[int, int] = (0, 0)
 
@@ -177,6 +261,16 @@ class Resident:
         except OSError as error:
             raise Refused("conflict", f"sandbox {self.name} has ended") from error
 
+    def signal(self, process: Process, number: int, *, tree: bool) -> None:
+        """Have a process, and its process group, sent a signal; with *tree* also what descends from it. Raises Refused.
+
+        Of one that has ended, what it left in its process group gets it.
+        """
+        if process.end is not None and not process.pid:
+            return
+        order = {"do": "signal", "n": process.number, "pid": process.pid, "signal": number, "tree": tree}
+        self.order(order)
+
     def demand_alive(self) -> None:
         """Raises Refused (`conflict`) when it has ended."""
         if self.up is None or self.ended is not None:
@@ -193,15 +287,19 @@ class Resident:
             raise Refused("not_found", f"sandbox {self.name} has no process {name!r}")
         return found
 
-    def spawn(self, request: SpawnRequest, wait: Wait) -> Process:
+    def spawn(self, request: SpawnRequest, wait: Wait, drop: Callable[[Process], None]) -> Process:
         """Have a process started; its number is answered by PID 1.
+
+        Args:
+            drop: lets go of a process that has ended, to make room.
 
         Raises:
             Refused: there is one of that name, there are too many, or no descriptors are left.
         """
         self.demand_alive()
-        if request.process in self.processes:
+        if request.process in self.processes or request.process in self.past:
             raise Refused("conflict", f"sandbox {self.name} has a process {request.process!r} already")
+        self._make_room(request, drop)
         if len(self.processes) >= _MOST_PROCESSES:
             raise Refused("unavailable", f"{_MOST_PROCESSES} processes in one sandbox are too many")
         number = self.next_number()
@@ -209,20 +307,26 @@ class Resident:
         ours: list[int] = []
         process = None
         try:
+            file = protocol.memory_file("log")
+            ours.append(file)
+            stdin = out = err = None
             if request.terminal is None:
-                self._make_pipes(ours, theirs, root=request.root)
-            stdin, out, err = ours or (None, None, None)
-            most = self._ring(request.process)
+                stdin, out, err = self._make_pipes(ours, theirs, root=request.root, stdin=request.stdin)
+            most = self._ring(request)
             process = Process(
                 name=request.process,
                 number=number,
+                argv=request.argv if request.keep else (),
+                file=file,
                 logs=(
-                    Log(number=0, most=most, source=out, is_terminal=not ours),
-                    Log(number=1, most=most, source=err),
+                    Log(number=0, most=most, source=out, file=file, is_terminal=request.terminal is not None),
+                    Log(number=1, most=most, source=err, file=file),
                 ),
+                marks=Marks(file=file, place=HEAD_BYTES + 2 * most),
                 stdin=stdin,
-                is_terminal=not ours,
+                is_terminal=request.terminal is not None,
                 oom_kills=self._oom_kills(),
+                keep=request.keep,
             )
             ours = []
             order = {
@@ -249,29 +353,65 @@ class Resident:
         self.asked[number] = wait
         return process
 
-    def _ring(self, process: str) -> int:
-        """Bytes of each stream of a new process that are kept. They are the host's memory, not the sandbox's."""
-        full = self.request.log_bytes
-        if process == MAIN:
-            return full
-        return min(full, max(_LEAST_RING, full * _FULL_RINGS // (len(self.processes) + 1)))
+    def _make_room(self, request: SpawnRequest, drop: Callable[[Process], None]) -> None:
+        """Let go of the output of processes that have ended, the oldest first, where all of it together is too much."""
+        ended = [one for one in self.processes.values() if one.is_told and not one.readers and one.name != MAIN]
+        idle = [one for one in ended if not one.keep]
+        for one in idle[: max(0, len(idle) - _MOST_REMEMBERED)]:
+            drop(one)
+        over = sum(one.kept_bytes for one in self.processes.values()) + 2 * (
+            request.log_bytes or self.request.log_bytes
+        )
+        for one in ended:
+            if over <= self.request.kept_bytes and len(self.processes) < _MOST_PROCESSES:
+                break
+            if one.name in self.processes:
+                over -= one.kept_bytes
+                self.remember(one)
+                drop(one)
 
-    def _make_pipes(self, ours: list[int], theirs: list[int], *, root: bool) -> None:
-        """Standard input, output and error: our ends and the tenant's, which belong to the tenant's user."""
-        for n in range(3):
+    def remember(self, process: Process) -> None:
+        """Keep the facts of a process whose output is about to go, if it is one to be kept."""
+        if not process.keep or process.end is None:
+            return
+        past = self.past[process.name] = process.facts()
+        self._past_bytes += past.bytes
+        while len(self.past) > _MOST_PAST or self._past_bytes > _MOST_PAST_BYTES:
+            oldest = self.past.pop(next(iter(self.past)))
+            self._past_bytes -= oldest.bytes
+
+    def forget_past(self, name: str) -> None:
+        """Forget the facts of a process, too."""
+        past = self.past.pop(name, None)
+        if past is not None:
+            self._past_bytes -= past.bytes
+
+    def _ring(self, request: SpawnRequest) -> int:
+        """Bytes of each stream of a new process that are kept. They are the host's memory, not the sandbox's."""
+        full = request.log_bytes or self.request.log_bytes
+        if request.process == MAIN:
+            return full
+        left = self.request.kept_bytes - sum(one.kept_bytes for one in self.processes.values())
+        return min(full, max(LEAST_RING, left // 8))  # so that those that come later have some, too
+
+    def _make_pipes(
+        self, ours: list[int], theirs: list[int], *, root: bool, stdin: bool
+    ) -> tuple[int | None, int, int]:
+        """Our ends of standard input (where it is wanted), output and error; the tenant's belong to the tenant."""
+        ends: list[int | None] = [None, None, None]
+        for n in range(0 if stdin else 1, 3):
             reading, writing = os.pipe2(os.O_CLOEXEC)
-            ours.append(writing if n == 0 else reading)
-            theirs.append(reading if n == 0 else writing)
-            os.set_blocking(ours[-1], False)
+            mine, other = (writing, reading) if n == 0 else (reading, writing)
+            ours.append(mine)
+            theirs.append(other)
+            ends[n] = mine
+            os.set_blocking(mine, False)
             if self.cell.ids is not None:  # so that the program may open /dev/stdin and its like by their paths
                 user = self.cell.ids + (0 if root else UID)
-                os.fchown(theirs[-1], user, user)
-
-    def forget_some(self, drop: Callable[[Process], None]) -> None:
-        """Let *drop* go of the oldest processes that have ended, where many have."""
-        over = [one for one in self.processes.values() if one.is_told and not one.readers and one.name != MAIN]
-        for one in over[: max(0, len(over) - _MOST_REMEMBERED)]:
-            drop(one)
+                os.fchown(other, user, user)
+        assert ends[1] is not None
+        assert ends[2] is not None
+        return ends[0], ends[1], ends[2]
 
     def hear(self) -> tuple[list[tuple[dict[str, Any], list[int]]], bool]:
         """News from PID 1 (descriptors are the caller's to close), and whether there may be more."""
@@ -296,7 +436,11 @@ class Resident:
             outcome = "memory"
         elif code > 0 and disk_full:
             outcome = "disk"
-        process.end = {"outcome": outcome, "exit_code": code if code >= 0 else 128 - code, "at": at}
+        process.end = {
+            "outcome": outcome,
+            "exit_code": code if code >= 0 else 128 - code,
+            "ended_at": time.time() - (time.monotonic() - at),
+        }
         if process.name == MAIN:
             self.main_end = process.end
 
@@ -326,7 +470,7 @@ class Resident:
         for process in self.processes.values():
             if process.end is None:
                 outcome = _OUTCOMES.get(self.reason or "", "signaled")
-                process.end = {"outcome": outcome, "exit_code": _KILLED, "at": now}
+                process.end = {"outcome": outcome, "exit_code": _KILLED, "ended_at": time.time()}
                 if process.name == MAIN:
                     self.main_end = process.end
         self.buried = now

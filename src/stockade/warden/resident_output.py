@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .fields import Refused, whole
-from .logs import Log, Reader
+from .logs import Log, Reader, for_reading
 from .resident import Process, Resident, Wait
 
 __all__ = ["Answer", "Loop", "Outputs", "Refuse"]
@@ -42,7 +42,7 @@ class Outputs:
 
     def pump(self, resident: Resident, process: Process, log: Log) -> None:
         source = log.source
-        going = log.pump(list(process.readers.values()))
+        going = log.pump(list(process.readers.values()), process.marks)
         if not going:
             if source is not None:
                 self._loop.forget(source)
@@ -80,30 +80,51 @@ class Outputs:
         """Answer those who wait for output, where there is some."""
         for wait in list(process.waits):
             assert wait.reader is not None
-            position = process.position(wait.reader.at)
-            if position is not None:
-                process.waits.remove(wait)
+            position = process.position(wait.reader, wait.least)
+            if position is None:
+                continue
+            process.waits.remove(wait)
+            if wait.is_opening:
+                self.hand_out(wait, process, position)
+            else:
                 self._answer(wait.client, {"re": wait.number, "ok": position}, ())
+
+    def wait(self, process: Process, wait: Wait) -> None:
+        """Answer once there is something to tell."""
+        process.waits.append(wait)
+        self._tell(process)
 
     @staticmethod
     def admit(client: Any, message: dict[str, Any], process: Process) -> Reader:
         """The reader that a message speaks for: what is there when it first comes is kept for it."""
         key = (client, whole(message, "reader", 1 << 53, least=0))
-        return process.readers.setdefault(key, Reader(at=process.starts))
+        reader = process.readers.get(key)
+        if reader is None:
+            reader = process.readers[key] = Reader(
+                at=process.starts,
+                is_patient=message.get("patient", True) is True,
+                until_closed=message.get("until_closed") is True,
+            )
+        return reader
 
-    def hand_out(self, wait: Wait, process: Process) -> None:
+    def hand_out(self, wait: Wait, process: Process, position: dict[str, Any] | None = None) -> None:
         """Answer with the descriptors by which a process is read and written to."""
         fds: list[int] = []
         try:
-            for log in process.logs:
-                fds.append(log.for_reading())
-            has_stdin = process.stdin is not None
+            fds.append(for_reading(process.file))
             if process.stdin is not None:
                 fds.append(os.dup(process.stdin))
         except OSError as error:
             self._refuse(wait.client, wait.number, Refused("unavailable", f"no descriptors are left: {error}"))
         else:
-            answer = {"stdin": has_stdin, "terminal": process.is_terminal, "most": process.logs[0].most}
+            answer = {
+                "stdin": process.stdin is not None,
+                "terminal": process.is_terminal,
+                "most": process.logs[0].most,
+                "pid": process.pid,
+                "refusal": process.end.get("refusal") if process.end is not None else None,
+                "position": position,
+            }
             self._answer(wait.client, {"re": wait.number, "ok": answer}, tuple(fds))
         finally:
             for fd in fds:
@@ -112,9 +133,11 @@ class Outputs:
     def drop(self, resident: Resident, process: Process) -> None:
         resident.processes.pop(process.name, None)
         resident.by_number.pop(process.number, None)
-        for wait in process.waits:
+        starting = resident.asked.pop(process.number, None)
+        for wait in (*process.waits, *process.enders, *([starting] if starting is not None else [])):
             self._refuse(wait.client, wait.number, Refused("not_found", "its output is not kept any longer"))
         process.waits.clear()
+        process.enders.clear()
         for log in process.logs:
             if log.source is not None:
                 self._loop.forget(log.source)

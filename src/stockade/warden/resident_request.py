@@ -8,8 +8,10 @@ from typing import Any
 from .egress_policy import Policy
 from .fields import Refused, command, directory, number, texts, variables, whole
 
-__all__ = ["SpawnRequest", "StayRequest", "instance_of", "name_of", "port_of", "signal_of", "terminal_of"]
+__all__ = ["LEAST_RING", "SpawnRequest", "StayRequest", "instance_of", "name_of", "port_of", "signal_of", "terminal_of"]
 
+LEAST_RING = 64 << 10
+"""Bytes of a stream that are kept in any case."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LONGEST_S = 366 * 86400.0
 _MOST_RULES = 256
@@ -33,6 +35,7 @@ class StayRequest:
     stack_bytes: int
     lifetime_s: float | None
     log_bytes: int
+    kept_bytes: int
     keep_s: float
     layer: bool
     outgoing: bool
@@ -66,6 +69,7 @@ class StayRequest:
             stack_bytes=whole(limits, "stack_bytes", 1 << 40),
             lifetime_s=lifetime,
             log_bytes=whole(message, "log_bytes", 1 << 30, least=4096),
+            kept_bytes=whole(message, "kept_bytes", 1 << 40),
             keep_s=number(message, "keep_s", _LONGEST_S),
             layer=layer,
             outgoing=network == "outgoing",
@@ -96,6 +100,12 @@ class SpawnRequest:
     cwd: str
     root: bool
     terminal: tuple[int, int] | None
+    stdin: bool
+    """Whether somebody may write to its standard input; else that is /dev/null."""
+    keep: bool
+    """Whether it is remembered after its end."""
+    log_bytes: int | None
+    """Bytes of each of its streams that are kept; `None` for the sandbox's own number."""
 
     @classmethod
     def parse(cls, message: Mapping[str, Any]) -> "SpawnRequest":
@@ -110,6 +120,11 @@ class SpawnRequest:
             cwd=directory(message, "cwd"),
             root=user == "root",
             terminal=terminal_of(message) if message.get("terminal") is not None else None,
+            stdin=message.get("stdin", True) is True,
+            keep=message.get("keep") is True,
+            log_bytes=None
+            if message.get("log_bytes") is None
+            else whole(message, "log_bytes", 1 << 30, least=LEAST_RING),
         )
 
 

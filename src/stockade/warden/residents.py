@@ -28,6 +28,7 @@ __all__ = ["Arrival", "Client", "Residents"]
 _MOST = 4096
 _UP_S = 20.0
 _PAGE = 200
+_PAGE_BYTES = 96 << 10
 _BREATH_S = 0.02
 """A cell that was taken is replaced after this time, while others are ready: first its own processes are to start."""
 _LONGEST_S = 366 * 86400.0
@@ -94,6 +95,8 @@ class Residents:
             "leave": self._leave,
             "close_stdin": self._close_stdin,
             "signal": self._signal,
+            "processes": self._processes,
+            "process_ended": self._process_ended,
             "resize": self._resize,
             "forget": self._forget,
             "inspect": self._inspect,
@@ -150,6 +153,7 @@ class Residents:
             resident.asked = {n: one for n, one in resident.asked.items() if one.client is not client}
             for process in resident.processes.values():
                 process.waits = [one for one in process.waits if one.client is not client]
+                process.enders = [one for one in process.enders if one.client is not client]
                 gone = [key for key in process.readers if key[0] is client]
                 for key in gone:
                     del process.readers[key]
@@ -161,7 +165,9 @@ class Residents:
     def cancel(self, client: Client, number_: int) -> None:
         """*client* does not want to know any more."""
         for resident in self._all.values():
-            waiting = [resident.enders, *(process.waits for process in resident.processes.values())]
+            waiting = [resident.enders]
+            for process in resident.processes.values():
+                waiting += (process.waits, process.enders)
             for waits in waiting:
                 for wait in [one for one in waits if one.client is client and one.number == number_]:
                     waits.remove(wait)
@@ -348,6 +354,7 @@ class Residents:
         cell.free()
         for process in list(resident.processes.values()):
             process.close_stdin()
+            self._tell_end(process)
             for log in process.logs:
                 self._outputs.pump(resident, process, log)
         for wait in resident.asked.values():
@@ -376,10 +383,11 @@ class Residents:
 
     def _exec(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         resident = self._find(client, message)
-        resident.forget_some(lambda process: self._outputs.drop(resident, process))
         request = SpawnRequest.parse(message)
-        process = resident.spawn(request, Wait(client, message["id"]))
-        self._outputs.admit(client, message, process)
+        least = whole(message, "gather", 1 << 40, least=0) if "gather" in message else 0
+        wait = Wait(client, message["id"], least=least, is_opening=True)
+        process = resident.spawn(request, wait, lambda process: self._outputs.drop(resident, process))
+        wait.reader = self._outputs.admit(client, message, process)
         if not process.is_terminal:
             for log in process.logs:
                 self._outputs.watch(resident, process, log)
@@ -395,6 +403,7 @@ class Residents:
                 self._refuse(wait.client, wait.number, Refused("unavailable", str(message["busy"])[:500]))
             return
         process.started = True
+        process.pid = int(message.get("pid", 0))
         if process.is_terminal and descriptors:
             if not os.isatty(descriptors[0]):
                 raise ValueError("not a terminal")
@@ -402,20 +411,27 @@ class Residents:
             master = descriptors.pop(0)
             process.stdin = process.logs[0].source = master
             self._outputs.watch(resident, process, process.logs[0])
-        if wait is not None:
-            self._outputs.hand_out(wait, process)
         if "refused" in message:
-            code = 127 if message.get("code") == 127 else 126
-            process.end = {"outcome": "exited", "exit_code": code, "at": time.monotonic()}
-            text = f"{str(message['refused'])[:2000]}\n".encode(errors="replace")[: process.logs[1].most]
+            process.end = {
+                "outcome": "exited",
+                "exit_code": 127 if message.get("code") == 127 else 126,
+                "refusal": "cwd" if message.get("cwd") is True else "program",
+                "ended_at": time.time(),
+            }
             log = process.logs[0 if process.is_terminal else 1]
-            log.end += os.pwrite(log.file, text, 0)
+            log.put(f"{str(message['refused'])[:2000]}\n".encode(errors="replace"), process.marks)
             if process.name == MAIN:
                 resident.main_end = process.end
+        if wait is not None and wait.least:
+            self._outputs.wait(process, wait)
+        elif wait is not None:
+            self._outputs.hand_out(wait, process)
+        if process.end is not None:
             self._end_process(resident, process)
 
     def _end_process(self, resident: Resident, process: Process) -> None:
         """A process has ended: take what it still printed, tell, and with the main one end the sandbox."""
+        self._tell_end(process)
         for log in process.logs:
             self._outputs.pump(resident, process, log)
         if process.name == MAIN:
@@ -423,12 +439,17 @@ class Residents:
         else:
             process.close_stdin()
 
+    def _tell_end(self, process: Process) -> None:
+        for wait in process.enders:
+            self._answer(wait.client, {"re": wait.number, "ok": process.facts().info()}, ())
+        process.enders.clear()
+
     def _open(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         process = self._find(client, message).process(name_of(message, "process"))
         if not process.started and process.end is None:
             raise Refused("unavailable", "the process is being started")
-        self._outputs.admit(client, message, process)
-        self._outputs.hand_out(Wait(client, message["id"]), process)
+        reader = self._outputs.admit(client, message, process)
+        self._outputs.hand_out(Wait(client, message["id"], reader), process)
 
     def _wait(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         resident = self._find(client, message)
@@ -439,14 +460,11 @@ class Residents:
         at = [whole({"at": one}, "at", 1 << 62, least=0) for one in given]
         if any(one > end for one, end in zip(at, process.ends, strict=True)):
             raise Refused("invalid", "at: lies beyond what the process has printed")
+        least = whole(message, "least", 1 << 40) if "least" in message else 1
         reader = self._outputs.admit(client, message, process)
-        at = reader.ask(at, process.starts, process.ends)
+        reader.ask(at, process.starts, process.ends)
         self._outputs.go_on(resident, process)
-        position = process.position(at)
-        if position is None:
-            process.waits.append(Wait(client, message["id"], reader))
-        else:
-            self._answer(client, {"re": message["id"], "ok": position}, ())
+        self._outputs.wait(process, Wait(client, message["id"], reader, least))
 
     def _leave(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         resident = self._find(client, message)
@@ -464,10 +482,37 @@ class Residents:
 
     def _signal(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         resident = self._find(client, message)
-        process = resident.process(name_of(message, "process"))
-        if process.end is None and resident.ended is None:
-            resident.order({"do": "signal", "n": process.number, "signal": signal_of(message)})
+        name, number_ = name_of(message, "process"), signal_of(message)
+        if name not in resident.past:
+            process = resident.process(name)
+            if resident.ended is None:
+                resident.signal(process, number_, tree=message.get("tree") is True)
         self._done(client, message)
+
+    def _processes(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        after = whole(message, "after", 1 << 53, least=0)
+        known = {one.number: one for one in resident.past.values()}
+        known.update((one.number, one.facts()) for one in resident.processes.values() if one.keep)
+        page: list[dict[str, Any]] = []
+        left = _PAGE_BYTES
+        for number_ in sorted(number_ for number_ in known if number_ > after):
+            # As long as it came in a message, it goes out in one.
+            left -= known[number_].json_bytes
+            if page and (left < 0 or len(page) >= _PAGE):
+                break
+            page.append(known[number_].info())
+        more = bool(page) and page[-1]["n"] < max(known)
+        self._answer(client, {"re": message["id"], "ok": {"processes": page, "more": more}}, ())
+
+    def _process_ended(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        name = name_of(message, "process")
+        facts = resident.past.get(name) or resident.process(name).facts()
+        if facts.end is not None:
+            self._answer(client, {"re": message["id"], "ok": facts.info()}, ())
+        else:
+            resident.processes[name].enders.append(Wait(client, message["id"]))
 
     def _resize(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         process = self._find(client, message).process(name_of(message, "process"))
@@ -477,15 +522,18 @@ class Residents:
 
     def _forget(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         resident = self._find(client, message)
-        process = resident.processes.get(name_of(message, "process"))
+        name = name_of(message, "process")
+        process = resident.processes.get(name)
         if process is not None:
             if process.name == MAIN:
                 raise Refused("invalid", "the main process goes with its sandbox")
-            if process.end is None and resident.ended is None:
+            if not process.is_closed and resident.ended is None:
                 with contextlib.suppress(Refused):
-                    resident.order({"do": "signal", "n": process.number, "signal": 9})
+                    resident.signal(process, 9, tree=True)
             self._outputs.drop(resident, process)
-        self._done(client, message)
+        resident.forget_past(name)
+        if message.get("quiet") is not True:
+            self._done(client, message)
 
     # ── the sandbox as a whole ──────────────────────────────────────────────────────────────────────────────────
 
@@ -531,7 +579,7 @@ class Residents:
                 resident.kill("stop")
             else:
                 with contextlib.suppress(Refused):  # it is killed when the grace is over
-                    resident.order({"do": "signal", "n": main.number, "signal": 15})
+                    resident.signal(main, 15, tree=False)
                 self._agenda.put(resident, resident.stop_at)
         self._done(client, message)
 

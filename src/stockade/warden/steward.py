@@ -7,11 +7,12 @@ limits and filter from it, so nothing ever has to enter a sandbox from outside.
 It never reads what a tenant wrote. It takes orders over its control socket, one JSON message each:
 
     {"do": "spawn", "n": 3, "argv": …, "env": …, "cwd": …, "root": false, "terminal": null}   stdin, stdout, stderr
-    {"do": "signal", "n": 3, "signal": 15}
+    {"do": "signal", "n": 3, "pid": 7, "signal": 15, "tree": false}
     {"do": "agent", "root": false}                                                       a socket
     {"do": "dial", "n": 4, "port": 80, "kind": "tcp"}
 
-and tells {"up": …}, {"spawned": 3, …}, {"exited": 3, …}, {"dialled": 4, …}, {"failed": …}.
+(no standard input where that is to be /dev/null) and tells {"up": …}, {"spawned": 3, "pid": 7, …}, {"exited": 3, …},
+{"dialled": 4, …}, {"failed": …}.
 """
 
 import contextlib
@@ -38,6 +39,7 @@ _NO_ROOM = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE
 _TIOCGPTN = 0x8004_5430
 _TIOCSPTLCK = 0x4004_5431
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+_LOOKS = 16  # until a tree of processes stands still
 _REAPED_A_TURN = 64  # so that one who forks without end does not keep us from the warden's orders
 
 
@@ -179,9 +181,7 @@ class _Steward:
         if what == "spawn":
             self._spawn(order, descriptors)
         elif what == "signal":
-            pid = next((pid for pid, number in self._pids.items() if number == order["n"]), None)
-            if pid is not None:
-                _signal(pid, order["signal"])
+            self._signal(order["n"], order["pid"], order["signal"], tree=order["tree"])
         elif what == "agent":
             self._begin_agent(descriptors[0], root=order["root"])
         elif what == "dial":
@@ -202,24 +202,46 @@ class _Steward:
                         (os.POSIX_SPAWN_DUP2, 0, 2),
                     ]
                 else:
-                    actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate(descriptors)]
+                    first = 3 - len(descriptors)  # 1 where nobody is to write to it
+                    actions = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate(descriptors, first)]
+                    if first:
+                        actions.append((os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0))
                 with self._as_expendable():
                     pid = _start(order["argv"], order["env"], order["cwd"], actions)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 self._tell({"spawned": number, "busy": f"no room for another process: {error.strerror}"})
             else:
-                code = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
+                is_missing = isinstance(error, FileNotFoundError) or error.errno == errno.ENOENT
+                code = _NOT_FOUND if is_missing else _NOT_EXECUTABLE
                 why = f"cannot start {order['argv'][0]}: {error.strerror or error}"
-                self._tell({"spawned": number, "refused": why[:2000], "code": code})
+                is_cwd = isinstance(error, _NoDirectory)
+                self._tell({"spawned": number, "refused": why[:2000], "code": code, "cwd": is_cwd})
         else:
             self._pids[pid] = number
             while descriptors:  # now: who writes to a process that reads no more is to hear of it
                 os.close(descriptors.pop())
-            self._tell({"spawned": number, "at": began}, (master,) if master >= 0 else ())
+            self._tell({"spawned": number, "pid": pid, "at": began}, (master,) if master >= 0 else ())
         finally:
             if master >= 0:
                 os.close(master)
+
+    def _signal(self, number: int, pid: int, what: int, *, tree: bool) -> None:
+        """Send a signal to a process that the warden knows, or, once that has ended, to what is left of its group."""
+        if pid not in self._pids:
+            pid = next((one for one, known in self._pids.items() if known == number), pid)
+        if self._pids.get(pid, number) != number:
+            return  # its id is another's by now
+        has_ended = pid not in self._pids
+        if pid <= 1:
+            return
+        others = _descendants(pid, stop=what == signal.SIGKILL) if tree and not has_ended else []
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, what)
+        for one in others if has_ended else (pid, *others):
+            # It has not been reaped yet, or has been stopped: the id cannot be another's.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(one, what)
 
     @contextlib.contextmanager
     def _as_expendable(self) -> Iterator[None]:
@@ -294,7 +316,10 @@ class _Steward:
 
 
 def _start(argv: list[str], env: Mapping[str, str], cwd: str, actions: list[Any]) -> int:
-    os.chdir(cwd)
+    try:
+        os.chdir(cwd)
+    except OSError as error:
+        raise _NoDirectory(error.errno, f"{cwd}: {error.strerror}") from error
     try:
         return os.posix_spawn(
             init.find_program(argv[0], env),
@@ -322,9 +347,38 @@ def _open_terminal(rows: int, columns: int) -> tuple[int, str]:
     return master, f"/dev/pts/{number}"
 
 
-def _signal(pid: int, number: int) -> None:
-    """To a process and its group. It has not been reaped yet: the id cannot be another's."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
+class _NoDirectory(OSError):
+    """The working directory cannot be entered."""
+
+
+def _descendants(pid: int, *, stop: bool) -> list[int]:
+    """The processes that descend from *pid*, as far as their parents live.
+
+    With *stop* they, and *pid*, stand still then, so that none can have made another one unseen.
+
+    From `/proc/<pid>/task/<tid>/children` (proc_tid_children(5)): nothing there is the tenant's wording.
+    """
+    found = [pid]
+    for _ in range(_LOOKS):
+        before = len(found)
+        if stop:
+            for one in found:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(one, signal.SIGSTOP)
+        seen = set(found)
+        for one in found:  # which grows
+            fresh = [child for child in _children(one) if child not in seen]
+            seen.update(fresh)
+            found += fresh
+        if len(found) == before or not stop:
+            break
+    return found[1:]
+
+
+def _children(pid: int) -> list[int]:
+    children: list[int] = []
+    with contextlib.suppress(OSError, ValueError):  # it has just ended
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
+                children += map(int, file.read().split())
+    return children

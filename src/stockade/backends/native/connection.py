@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+from collections import deque
 from typing import Any, TypeAlias
 
 from stockade.backends.base import SandboxSpec
@@ -51,6 +52,9 @@ class Connection:
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._number = 0
         self._templates: dict[_Key, int] = {}
+        self._urgent: deque[dict[str, Any]] = deque()
+        """What is sent as soon as there is room."""
+        self._sending: asyncio.Task[None] | None = None
         self._writable: asyncio.Event = asyncio.Event()
         self._writable.set()
         self._loop.add_reader(self._socket, self._read)
@@ -84,6 +88,27 @@ class Connection:
         self._number += 1
         with contextlib.suppress(OSError):
             protocol.send(self._socket, {**message, "id": self._number})
+
+    def insist(self, message: dict[str, Any]) -> None:
+        """Send a request whose answer nobody waits for; where the socket is full, as soon as it is not."""
+        if self._urgent:
+            self._urgent.append(message)
+            return
+        self._number += 1
+        try:
+            protocol.send(self._socket, {**message, "id": self._number})
+        except BlockingIOError:
+            self._urgent.append(message)
+            self._sending = self._loop.create_task(self._send_urgent())
+        except OSError as error:
+            self._lose(f"the warden is gone: {error.strerror}")
+
+    async def _send_urgent(self) -> None:
+        with contextlib.suppress(BackendLost):
+            while self._urgent:
+                self._number += 1
+                await self._send({**self._urgent[0], "id": self._number}, ())
+                self._urgent.popleft()
 
     async def template(self, sandbox: SandboxSpec, process: ProcessSpec, *, announce: bool = False) -> int | None:
         """The number by which the warden knows what *process* may be begun from; `None` for nothing."""
@@ -173,6 +198,8 @@ class Connection:
 
     async def close(self) -> None:
         self._lose("closed")
+        if self._sending is not None:
+            await asyncio.wait([self._sending])
         await self.warden.close()
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from stockade.backends.native.connection import ANSWER_WITHIN_S, Answer, Connection, close_all, error_of, set_once
 from stockade.backends.native.files import NativeFiles
-from stockade.backends.native.streams import NativeStreams, Stdin, readers
-from stockade.backends.sandboxing import LiveExec, LiveSandbox, LiveSpec
+from stockade.backends.native.streams import NativeStreams, Stdin, end_of, readers
+from stockade.backends.sandboxing import LiveExec, LiveProcess, LiveSandbox, LiveSpec, Reading
 from stockade.errors import BackendLost, Invalid, NotFound, Unavailable
 from stockade.model import EndedBy, NetworkMode, Outcome, Protocol, Usage
 
@@ -54,6 +54,7 @@ class NativeSandboxes:
             "cwd": spec.cwd,
             "lifetime_s": spec.lifetime_s,
             "log_bytes": spec.log_bytes,
+            "kept_bytes": spec.kept_bytes,
             "keep_s": spec.keep_s,
             "layer": spec.layer is not None,
             "network": "none" if network.mode is NetworkMode.NONE else "outgoing",
@@ -85,7 +86,9 @@ class NativeSandboxes:
         finally:
             close_all(passed)
 
-    async def exec(self, name: str, process: str, spec: LiveExec) -> NativeStreams:
+    async def exec(
+        self, name: str, process: str, spec: LiveExec, *, reading: Reading = Reading(), gather: int = 0
+    ) -> NativeStreams:
         terminal = spec.terminal
         message = {
             "op": "exec",
@@ -96,19 +99,26 @@ class NativeSandboxes:
             "cwd": spec.cwd,
             "user": spec.user,
             "terminal": None if terminal is None else {"rows": terminal.rows, "columns": terminal.columns},
+            "stdin": spec.stdin,
+            "keep": spec.keep,
+            "log_bytes": spec.log_bytes,
         }
-        return await self._open(message)
+        if gather:
+            message["gather"] = gather
+        return await self._open(message, reading, within_s=None if gather else ANSWER_WITHIN_S)
 
-    async def open(self, name: str, process: str) -> NativeStreams:
-        return await self._open({"op": "open", "sandbox": name, "process": process})
+    async def open(self, name: str, process: str, *, reading: Reading = Reading()) -> NativeStreams:
+        return await self._open({"op": "open", "sandbox": name, "process": process}, reading)
 
-    async def _open(self, message: dict[str, Any]) -> NativeStreams:
+    async def _open(
+        self, message: dict[str, Any], reading: Reading, *, within_s: float | None = ANSWER_WITHIN_S
+    ) -> NativeStreams:
         """Ask for the streams of a process that is there, or will be."""
         connection = await self._connected()
         name, process, reader = message["sandbox"], message["process"], next(readers)
-        answer = await self._answer(connection, {**message, "reader": reader})
-        message, fds = answer
-        facts = message["ok"]
+        message |= {"reader": reader, "patient": reading.is_waited_for, "until_closed": reading.until_closed}
+        answer, fds = await self._answer(connection, message, within_s=within_s)
+        facts = answer["ok"]
         stdin = None
         if facts["stdin"]:
             stdin = self._stdins.get((name, process))
@@ -119,9 +129,27 @@ class NativeSandboxes:
             else:
                 os.close(fds.pop())
             stdin.users += 1
-        return NativeStreams(
-            connection, name, process, reader=reader, fds=(fds[0], fds[1]), stdin=stdin, ring=int(facts["most"])
-        )
+        return NativeStreams(connection, name, process, reader=reader, file=fds[0], stdin=stdin, facts=facts)
+
+    async def processes(self, name: str) -> list[LiveProcess]:
+        found: list[LiveProcess] = []
+        after = 0
+        while True:
+            page = await self._ask({"op": "processes", "sandbox": name, "after": after})
+            found.extend(_process(one) for one in page["processes"])
+            if not page["more"]:
+                return found
+            after = page["processes"][-1]["n"]
+
+    async def signal_process(self, name: str, process: str, number: int, *, tree: bool = False) -> None:
+        await self._ask({"op": "signal", "sandbox": name, "process": process, "signal": number, "tree": tree})
+
+    async def process_ended(self, name: str, process: str) -> LiveProcess:
+        connection = await self._connected()
+        message = {"op": "process_ended", "sandbox": name, "process": process}
+        answer, fds = await self._answer(connection, message, within_s=None)
+        close_all(fds)
+        return _process(answer["ok"])
 
     async def forget_process(self, name: str, process: str) -> None:
         await self._ask({"op": "forget", "sandbox": name, "process": process})
@@ -192,9 +220,16 @@ class NativeSandboxes:
         found: dict[str, Any] = answer["ok"]
         return found
 
-    async def _answer(self, connection: Connection, message: dict[str, Any], fds: tuple[int, ...] = ()) -> Answer:
+    async def _answer(
+        self,
+        connection: Connection,
+        message: dict[str, Any],
+        fds: tuple[int, ...] = (),
+        *,
+        within_s: float | None = ANSWER_WITHIN_S,
+    ) -> Answer:
         try:
-            answer = await connection.ask(message, fds, ANSWER_WITHIN_S)
+            answer = await connection.ask(message, fds, within_s)
         except BackendLost:
             if connection.lost is None:
                 raise Unavailable(_STUCK) from None
@@ -223,6 +258,18 @@ async def _until_connected(found: socket.socket, port: int) -> None:
     error = found.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if error:
         raise Unavailable(f"port {port}: {os.strerror(error)}")
+
+
+def _process(facts: dict[str, Any]) -> LiveProcess:
+    end = facts["end"]
+    return LiveProcess(
+        name=facts["name"],
+        argv=tuple(facts["argv"]),
+        pid=facts["pid"],
+        started_at=facts["began_at"],
+        ended_at=None if end is None else end["ended_at"],
+        end=None if end is None else end_of(end),
+    )
 
 
 def _live(facts: dict[str, Any]) -> LiveSandbox:

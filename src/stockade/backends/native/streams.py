@@ -5,15 +5,18 @@ import contextlib
 import os
 from collections.abc import Callable
 from itertools import count
+from typing import Any
 
 from stockade.backends.native.connection import ANSWER_WITHIN_S, Connection, close_all, error_of, set_once
-from stockade.backends.sandboxing import Output, OutputSlice, ProcessEnd
+from stockade.backends.sandboxing import Mark, Output, OutputSlice, ProcessEnd, Refusal
 from stockade.errors import BackendLost, StockadeError
 from stockade.model import Outcome, TerminalSize
+from stockade.warden.logs import FLOORS, HEAD_BYTES, MARK, MOST_MARKS
 
-__all__ = ["NativeStreams", "Stdin", "readers"]
+__all__ = ["NativeStreams", "Stdin", "end_of", "readers"]
 
 _END_OF_FILE = b"\x04"  # what a terminal in its usual mode takes for it
+_MARKS_AT_ONCE = 64
 readers = count(1)
 """Numbers by which the warden tells readers apart."""
 
@@ -94,54 +97,111 @@ class NativeStreams:
         process: str,
         *,
         reader: int,
-        fds: tuple[int, int],
+        file: int,
         stdin: Stdin | None,
-        ring: int,
+        facts: dict[str, Any],
     ) -> None:
+        """Take over *file*, in which the warden keeps the process's output (see `stockade.warden.logs`).
+
+        Args:
+            reader: number by which the warden knows us.
+            facts: what it has answered.
+        """
+        self.pid: int = facts["pid"]
+        self.refusal = None if facts["refusal"] is None else Refusal(facts["refusal"])
         self._connection = connection
         self._about = {"sandbox": sandbox, "process": process}
         self._reader = reader
-        self._fds = fds
+        self._file = file
         self._stdin = stdin
-        self._ring = ring
+        self._ring: int = facts["most"]
         self._at = [0, 0]
         """From here on ..."""
         self._ends = [0, 0]
-        """... up to here the rings hold still for us."""
+        """... up to here there is something to read."""
+        self._asked = [0, 0]
+        self._marks = 0
+        """How many marks there are."""
+        self._next_mark = 0
+        """No mark before this one is about what will be read next."""
         self._end: ProcessEnd | None = None
         self._is_closed = False
+        if facts["position"] is not None:
+            self._note(facts["position"])
 
-    async def read(self, stdout_at: int, stderr_at: int, *, most: int = 1 << 18) -> Output:
+    async def read(self, stdout_at: int, stderr_at: int, *, most: int = 1 << 18, least: int = 1) -> Output:
         """See `Streams.read`."""
         asked = [stdout_at, stderr_at]
         has_some = any(a < end for a, end in zip(asked, self._ends, strict=True))
-        if not (has_some and all(a >= kept for a, kept in zip(asked, self._at, strict=True))):
-            await self._ask(asked)
+        is_at_end = self._end is not None and asked == self._ends
+        if not ((has_some or is_at_end) and all(a >= kept for a, kept in zip(asked, self._at, strict=True))):
+            await self._ask(asked, least)
+        if any(a < before for a, before in zip(asked, self._asked, strict=True)):
+            self._next_mark = 0  # somebody goes back
+        self._asked = asked
         slices = [self._slice(n, asked[n], most) for n in range(2)]
         done = all(one.end == end for one, end in zip(slices, self._ends, strict=True))
-        return Output(stdout=slices[0], stderr=slices[1], end=self._end if done else None)
+        return Output(stdout=slices[0], stderr=slices[1], end=self._end if done else None, marks=self._marks_of(slices))
 
-    async def _ask(self, at: list[int]) -> None:
+    async def _ask(self, at: list[int], least: int) -> None:
         message = {"op": "wait", **self._about, "reader": self._reader, "at": at}
+        if least > 1:
+            message["least"] = least
         answer, fds = await self._connection.ask(message, (), None)
         close_all(fds)
         if "error" in answer:
             raise error_of(answer["error"])
-        facts = answer["ok"]
-        self._at, self._ends = facts["at"], facts["ends"]
-        if facts["end"] is not None:
-            self._end = ProcessEnd(outcome=Outcome(facts["end"]["outcome"]), exit_code=facts["end"]["exit_code"])
+        self._note(answer["ok"])
+
+    def _note(self, position: dict[str, Any]) -> None:
+        self._at, self._ends, self._marks = position["at"], position["ends"], position["marks"]
+        if position["end"] is not None:
+            self._end = end_of(position["end"])
 
     def _slice(self, number: int, asked: int, most: int) -> OutputSlice:
         at = max(asked, self._at[number])
         length = max(0, min(self._ends[number] - at, most))
         data = b""
         if length:
-            place = at % self._ring
-            data = os.pread(self._fds[number], min(length, self._ring - place), place)
+            base, place = HEAD_BYTES + number * self._ring, at % self._ring
+            data = os.pread(self._file, min(length, self._ring - place), base + place)
             if len(data) < length:
-                data += os.pread(self._fds[number], length - len(data), 0)
+                data += os.pread(self._file, length - len(data), base)
+            if self._ends[number] > self._ring // 2:  # else nothing can have been overwritten meanwhile
+                late = self._floor(number) - at
+                if late > 0:
+                    data, at = data[late:], at + min(late, length)
         return OutputSlice(data=data, at=at, dropped=at - asked)
+
+    def _floor(self, number: int) -> int:
+        return int(FLOORS.unpack(os.pread(self._file, FLOORS.size, 0).ljust(FLOORS.size, b"\0"))[number])
+
+    def _marks_of(self, slices: list[OutputSlice]) -> tuple[Mark, ...]:
+        """The marks that are about what has been read."""
+        wanted = [one.end if one.data else 0 for one in slices]
+        if not any(wanted):
+            return ()
+        found: list[Mark] = []
+        first = None
+        index = max(self._next_mark, self._marks - MOST_MARKS, self._floor(2) if self._marks > MOST_MARKS // 2 else 0)
+        place = HEAD_BYTES + 2 * self._ring
+        while index < self._marks and any(wanted):
+            slot = index % MOST_MARKS
+            count = min(self._marks - index, MOST_MARKS - slot, _MARKS_AT_ONCE)
+            block = os.pread(self._file, count * MARK.size, place + slot * MARK.size)
+            for at_ns, packed in MARK.iter_unpack(block):
+                number, end = packed & 1, packed >> 1
+                if wanted[number] and end > slices[number].at:
+                    first = index if first is None else first
+                    found.append(Mark(at_ns=at_ns, is_stderr=bool(number), end=end))
+                    if end >= wanted[number]:
+                        wanted[number] = 0
+                        if not any(wanted):
+                            break
+                index += 1
+        # What comes next begins in the last of these, or in one of the other stream before it.
+        self._next_mark = self._next_mark if first is None else first
+        return tuple(found)
 
     async def write(self, data: bytes) -> bool:
         """See `Streams.write`."""
@@ -174,11 +234,31 @@ class NativeStreams:
         """See `Streams.close`."""
         if self._is_closed:
             return
-        self._is_closed = True
-        for fd in self._fds:
-            os.close(fd)
-        if self._stdin is not None:
-            self._stdin.release()
+        self._let_go()
         if self._connection.lost is None:
             with contextlib.suppress(BackendLost):
                 self._connection.tell({"op": "leave", **self._about, "reader": self._reader})
+
+    def discard(self) -> None:
+        """See `Streams.discard`."""
+        if self._is_closed:
+            return
+        self._let_go()
+        if self._connection.lost is None:
+            self._connection.insist({"op": "forget", **self._about, "quiet": True})
+
+    def _let_go(self) -> None:
+        self._is_closed = True
+        os.close(self._file)
+        if self._stdin is not None:
+            self._stdin.release()
+
+
+def end_of(end: dict[str, Any]) -> ProcessEnd:
+    """How a process ended, as the warden tells it."""
+    refusal = end.get("refusal")
+    return ProcessEnd(
+        outcome=Outcome(end["outcome"]),
+        exit_code=end["exit_code"],
+        refusal=None if refusal is None else Refusal(refusal),
+    )
