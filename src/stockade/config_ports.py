@@ -60,3 +60,17 @@ class PortsConfig:
     idle_s: float = setting(
         3600.0, at_least=1.0, help="A connection through which nothing has passed for so long is closed."
     )
+    connections: int = setting(
+        2048,
+        at_least=1,
+        at_most=100_000,
+        help="Connections that one sandbox may have at once, over all its ports and the ways by host and by path. "
+        "Further ones are reset, or answered with 503.",
+    )
+    connections_of_all: int = setting(
+        8192,
+        at_least=1,
+        at_most=1_000_000,
+        help="Connections that all sandboxes may have at once. Each takes two descriptors of the server's "
+        "(`LimitNOFILE` of its service).",
+    )

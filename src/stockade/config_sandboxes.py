@@ -35,6 +35,12 @@ class LiveConfig:
         at_most=64 * _MIB,
         help="Bytes kept of each output stream of each process; the oldest are dropped where no reader keeps up.",
     )
+    kept_bytes: int = setting(
+        64 * _MIB,
+        at_least=_MIB,
+        help="Bytes that the output of all processes of one sandbox together may take of this machine's memory, beside "
+        "the sandbox's own limit. Beyond it the output of those that ended first is dropped, and new ones keep less.",
+    )
     grace_s: float = setting(
         10.0, at_least=0, at_most=300, help="Time between SIGTERM and SIGKILL where a stop request names none."
     )

@@ -1,6 +1,7 @@
 """Files of real sandboxes, by the agent inside: what reaches the tenant's files reaches nothing else."""
 
 import asyncio
+import contextlib
 import io
 import os
 import tarfile
@@ -73,9 +74,17 @@ async def test_the_hosts_files_are_out_of_reach(sandboxing: Sandboxing, tmp_path
                     await files.read(path)
             with pytest.raises((NotFound, Denied, Invalid)):
                 await files.list("/proc/self/fd")
-            with pytest.raises(StockadeError):
-                await files.write("/usr/bin/harm", pieces(b"x"))
+            for path in ("/usr/bin/harm", "/proc/1/mem", "/proc/self/fd/1", "/proc/self/mem"):
+                for in_place in (False, True):
+                    with pytest.raises(StockadeError):
+                        await files.write(path, pieces(b"x"), in_place=in_place)
             files.close()
+        files = await sandboxing.files(name)
+        for path in ("/tmp/link", f"/tmp/up{secret}", f"/tmp/one{secret}", f"/tmp/me{secret}"):
+            for in_place in (False, True):
+                with contextlib.suppress(StockadeError):  # where it leads to in here, that may be done
+                    await files.write(path, pieces(b"x"), in_place=in_place)
+        files.close()
     assert secret.read_bytes() == b"the host's"
 
 
@@ -87,7 +96,7 @@ async def test_a_race_with_links_writes_nothing_outside(sandboxing: Sandboxing) 
         results = set()
         for number in range(200):
             try:
-                await files.write(f"/tmp/race/file{number}", pieces(b"x"))
+                await files.write(f"/tmp/race/file{number}", pieces(b"x"), in_place=number % 2 == 0)
                 results.add("written")
             except (Denied, NotFound, Conflict, Invalid):
                 results.add("refused")
@@ -107,8 +116,11 @@ async def test_fifos_devices_and_endless_files_hang_nobody(sandboxing: Sandboxin
         for path in ("/tmp/fifo", "/tmp/zero", "/tmp/link", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/stdin"):
             with pytest.raises((Invalid, Denied, NotFound)):
                 await files.read(path)
-            with pytest.raises((Invalid, Denied, NotFound)):
-                await files.write(path, pieces(b"x"))
+            for in_place in (False, True):
+                if in_place and path == "/tmp/zero":
+                    continue  # it takes what it is given
+                with pytest.raises((Invalid, Denied, NotFound)):
+                    await files.write(path, pieces(b"x"), in_place=in_place)
         assert (await files.stat("/tmp/fifo")).kind is FileKind.OTHER
         assert b"processor" in await read(files, "/proc/cpuinfo")
         files.close()
@@ -125,6 +137,25 @@ async def test_a_full_disk_is_said_and_leaves_no_half_file(sandboxing: Sandboxin
         with pytest.raises(LimitExceeded, match="no space left"):
             await files.write("/home/user/file", endless())
         assert (await ran(sandboxing, name, "sh", "-c", "cat file; ls -A /home/user"))[0] == b"oldfile\n"
+        files.close()
+
+
+async def test_a_write_in_place_is_that_of_a_shell(sandboxing: Sandboxing) -> None:
+    """The same file afterwards, whoever has it open; no parents; of a full disk what fitted."""
+    async with living(sandboxing, disk_bytes=16 * MB, memory_bytes=256 * MB) as name:
+        await ran(
+            sandboxing, name, "sh", "-c", "echo 'long text' > file; chmod 700 file; ln file twin; ln -s file link"
+        )
+        files = await sandboxing.files(name)
+        assert await files.write("/home/user/link", pieces(b"new"), in_place=True) == 3
+        out, _, _ = await ran(sandboxing, name, "sh", "-c", "cat file twin; stat -c ' %a %U' file; readlink link")
+        assert out == b"newnew 700 user\nfile\n"
+        with pytest.raises(NotFound):
+            await files.write("/home/user/no/file", pieces(b"x"), in_place=True)
+        assert await files.write("/dev/null", pieces(bytes(MB)), in_place=True) == MB
+        with pytest.raises(LimitExceeded, match="no space left"):
+            await files.write("/home/user/large", pieces(*[bytes(MB)] * 32), in_place=True)
+        assert await files.write("/home/user/large", pieces(b"small"), in_place=True) == 5
         files.close()
 
 

@@ -19,6 +19,7 @@ from stockade.backends.sandboxing import (
     Output,
     OutputSlice,
     ProcessEnd,
+    Reading,
 )
 from stockade.engine import LimitPolicy
 from stockade.engine.builds import BuildOptions, Builds
@@ -315,7 +316,9 @@ class Backend:
             box.files = {path: text.encode() for path, text in json.loads(spec.layer.read_text()).items()}
         return box.known()
 
-    async def exec(self, name: str, process: str, spec: LiveExec) -> OneReader:
+    async def exec(
+        self, name: str, process: str, spec: LiveExec, *, reading: Reading = Reading(), gather: int = 0
+    ) -> OneReader:
         await self._enter("exec", name)
         box = self._alive(name)
         started = box.processes[process] = Process(spec=spec)
@@ -325,7 +328,7 @@ class Backend:
             started.finish(code)
         return OneReader(started)
 
-    async def open(self, name: str, process: str) -> OneReader:
+    async def open(self, name: str, process: str, *, reading: Reading = Reading()) -> OneReader:
         await self._enter("open", name)
         box = self._find(name)
         if process not in box.processes:
@@ -416,11 +419,29 @@ class Table:
             raise LimitExceeded(f"daily session limit reached ({len(own)}/{daily})")
         if sandbox.id in self.rows:
             raise Conflict(f"there is a sandbox {sandbox.id} already")
+        if sandbox.secret_digest and any(row.secret_digest == sandbox.secret_digest for row in self._unended()):
+            raise Conflict("this secret is another sandbox's: choose another")
         self.rows[sandbox.id] = sandbox
+
+    def _unended(self) -> tuple[Sandbox, ...]:
+        return tuple(row for row in self.rows.values() if row.state is not SandboxState.ENDED)
 
     async def get(self, sandbox_id: str, /) -> Sandbox | None:
         await self._enter("get")
         return self.rows.get(sandbox_id)
+
+    async def find_by_secret(self, digest: str, /) -> Sandbox | None:
+        await self._enter("find_by_secret")
+        found = [row for row in self.rows.values() if row.secret_digest == digest]
+        return max(found, key=lambda row: (row.state is not SandboxState.ENDED, row.ended_at), default=None)
+
+    async def bind(self, sandbox_id: str, port: int, /) -> Sandbox | None:
+        await self._enter("bind")
+        row = self.rows.get(sandbox_id)
+        if row is None or row.state is not SandboxState.RUNNING or row.bound_port is not None:
+            return None
+        self.rows[sandbox_id] = row = replace(row, bound_port=port)
+        return row
 
     async def list(
         self,
@@ -437,7 +458,7 @@ class Table:
 
     async def list_unended(self) -> tuple[Sandbox, ...]:
         await self._enter("list_unended")
-        return tuple(row for row in self.rows.values() if row.state is not SandboxState.ENDED)
+        return self._unended()
 
     async def list_unrecorded(self) -> tuple[Sandbox, ...]:
         await self._enter("list_unrecorded")

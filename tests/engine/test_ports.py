@@ -250,12 +250,10 @@ async def test_a_thousand_connects_and_drops_leave_no_descriptor(ports: Ports, i
         await until(lambda: descriptors() <= before)
 
 
-async def test_connections_beyond_the_bound_are_reset(
-    ports: Ports, inside: Inside, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ports_module, "MOST_CONNECTIONS", 3)
-    network = await ports.assign("box", exposed(8080))
-    async with inside.serving(echo):
+async def test_connections_beyond_the_bound_are_reset(inside: Inside) -> None:
+    ports = Ports(inside, first=22180, last=22189, connections=3)
+    async with ports.running(), inside.serving(echo):
+        network = await ports.assign("box", exposed(8080))
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(3):
                 reader, writer = await asyncio.open_connection("127.0.0.1", network.ports[0].host)

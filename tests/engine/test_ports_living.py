@@ -46,6 +46,19 @@ while True:
     data, who = one.recvfrom(65536)
     one.sendto(data.upper(), who)
 """
+ECHO = """
+import asyncio, sys
+async def echo(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+async def main():
+    server = await asyncio.start_server(echo, sys.argv[1], 9090, backlog=1024)
+    print("up", flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""
 LAST_WORDS = """
 import socket
 listener = socket.create_server(("0.0.0.0", 8080))
@@ -68,9 +81,9 @@ class Exposing:
     datagrams: int
     streams: list[Streams] = field(default_factory=list)
 
-    async def serve(self, program: str) -> Streams:
+    async def serve(self, program: str, *arguments: str) -> Streams:
         """Start *program* inside, and wait until it listens."""
-        streams = await start(self.sandboxing, self.name, "python3", "-c", program)
+        streams = await start(self.sandboxing, self.name, "python3", "-c", program, *arguments)
         self.streams.append(streams)
         output = await asyncio.wait_for(streams.read(0, 0), 20)
         assert output.stdout.data == b"up\n", output.stderr.data
@@ -127,6 +140,56 @@ async def test_many_connections_at_once(exposing: Exposing) -> None:
             *(client.get(f"http://127.0.0.1:{exposing.web}/{number}") for number in range(300))
         )
     assert [one.text for one in answers] == [f"/{number}" for number in range(300)]
+    await until(lambda: descriptors() <= before)
+
+
+@pytest.fixture
+async def bound(sandboxing: Sandboxing) -> AsyncIterator[Exposing]:
+    """A sandbox without a network whose port 9090 is bound; `web` leads there."""
+    ports = Ports(sandboxing, first=24000, last=24999, bound=lambda _: 9090)
+    async with ports.running(), living(sandboxing, processes=100, open_files=2000) as name:
+        network = await ports.assign(name, Network(ports=(Port(container=Port.BOUND),)))
+        web = network.ports[0].host
+        exposing = Exposing(sandboxing=sandboxing, ports=ports, name=name, web=web, datagrams=0)
+        yield exposing
+        for one in exposing.streams:
+            one.close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0"])
+async def test_a_bound_port_leads_to_a_service_on_either_loopback_address(bound: Exposing, address: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", bound.web)
+    async with asyncio.timeout(20):
+        assert await reader.read() == b""
+    writer.close()
+    await bound.serve(ECHO, address)
+    reader, writer = await asyncio.open_connection("127.0.0.1", bound.web)
+    writer.write(b"ping")
+    writer.write_eof()
+    async with asyncio.timeout(20):
+        assert await reader.read() == b"ping"
+    writer.close()
+
+
+async def test_a_thousand_connections_through_a_bound_port(bound: Exposing) -> None:
+    """All are open at once."""
+    await bound.serve(ECHO, "127.0.0.1")
+    before = descriptors()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def join(number: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", bound.web)
+        writers.append(writer)
+        writer.write(b"%08d" % number)
+        assert await reader.readexactly(8) == b"%08d" % number
+        return reader, writer
+
+    async with asyncio.timeout(60):
+        for reader, writer in await asyncio.gather(*map(join, range(1000))):
+            writer.write(b"again")
+            assert await reader.readexactly(5) == b"again"
+    for writer in writers:
+        writer.close()
     await until(lambda: descriptors() <= before)
 
 

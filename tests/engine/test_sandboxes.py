@@ -28,6 +28,7 @@ from stockade.model import (
     NetworkMode,
     Outcome,
     Port,
+    Protocol,
     SandboxState,
 )
 from tests.engine.live_fakes import ONE, OTHER, Server, limits, request, until
@@ -88,7 +89,10 @@ async def test_a_sandbox_may_have_no_main_process(server: Server, sandboxes: San
         ({"sandbox_id": "No"}, Invalid),
         ({"limits": limits(wall_s=601.0)}, InvalidLimit),
         ({"limits": limits(memory_bytes=0)}, InvalidLimit),
-        ({"network": Network(mode=NetworkMode.EXPOSED, ports=(Port(container=0),))}, Invalid),
+        ({"network": Network(mode=NetworkMode.EXPOSED, ports=(Port(container=65536),))}, Invalid),
+        ({"network": Network(ports=(Port(container=Port.BOUND, protocol=Protocol.UDP),))}, Invalid),
+        ({"network": Network(ports=(Port(container=Port.BOUND, host=65536),))}, Invalid),
+        ({"secret_digest": "the secret itself"}, Invalid),
         ({"network": Network(mode=NetworkMode.EXPOSED, ports=(Port(container=1), Port(container=1)))}, Invalid),
         ({"network": Network(mode=NetworkMode.OUTGOING, allow_cidrs=("10.0.0.1/8",))}, Invalid),
         ({"network": Network(mode=NetworkMode.OUTGOING, allow_domains=("a b",))}, Invalid),

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.command import upgrade
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from stockade.errors import Fault, Invalid, Unavailable
+from stockade.model import SandboxState
 from stockade.store import Database, SandboxTable, schema, server_id
-from stockade.store.tables import metadata
+from stockade.store.rows import sandbox_to_row
+from stockade.store.tables import metadata, sandboxes
 from tests.postgres import Postgres
 from tests.store.databases import a_sandbox
 
@@ -33,6 +36,37 @@ async def test_migrations_make_the_very_tables_that_the_code_knows(database: Dat
 
 def test_the_newest_migration_is_the_one_that_the_code_expects() -> None:
     assert ScriptDirectory(str(Path(schema.__file__).parent / "migrations")).get_heads() == [schema.HEAD]
+
+
+async def test_a_database_of_the_first_version_is_brought_up_to_date_with_all_that_is_in_it(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sandboxes of before have no secret, and no port of theirs is bound."""
+    monkeypatch.setattr(schema, "HEAD", "0001")
+    with monkeypatch.context() as patched:
+        patched.setattr("alembic.command.upgrade", lambda config, _: upgrade(config, "0001"))
+        await (await Database.open(where)).close()
+    monkeypatch.undo()
+    async with contextlib.AsyncExitStack() as stack:
+        old = Database.at(where)
+        stack.push_async_callback(old.close)
+        kept = [a_sandbox("living", state=SandboxState.RUNNING), a_sandbox("over", state=SandboxState.ENDED)]
+
+        def insert(connection: Connection) -> None:
+            for sandbox in kept:
+                row = sandbox_to_row(sandbox) | {"server_id": "s"}
+                del row["secret_digest"], row["bound_port"]
+                connection.execute(sandboxes.insert().values(row))
+
+        await old.write(insert)
+        opened = await asyncio.gather(*(Database.open(where) for _ in range(3)))
+        for database in opened:
+            stack.push_async_callback(database.close)
+        table = SandboxTable(database=opened[0], server_id="s")
+        assert [await table.get(one.id) for one in kept] == kept
+        assert await table.list_unended() == (kept[0],)
+        assert await table.bind("living", 8080) is not None
+        await table.insert_within_quota(a_sandbox("new", secret_digest="5e" * 32))
 
 
 async def test_many_servers_may_start_on_an_empty_database_at_once(where: str) -> None:

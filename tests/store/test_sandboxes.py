@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, text
 
 from stockade.errors import Conflict, Invalid
 from stockade.model import (
@@ -21,6 +22,7 @@ from stockade.model import (
     Usage,
 )
 from stockade.store import Database, QuotaExceeded, SandboxTable
+from stockade.store import sandboxes as sandboxes_module
 from tests.store.databases import LIMITS, NOON, a_sandbox
 
 pytestmark = pytest.mark.anyio
@@ -43,6 +45,8 @@ FULL = a_sandbox(
         allow_cidrs=("192.0.2.0/24",),
         allow_domains=(),
     ),
+    secret_digest="ab" * 32,
+    bound_port=65535,
     labels={"team": "a"},
     started_at=NOON + timedelta(microseconds=123_456),
     ended_at=NOON + timedelta(seconds=1),
@@ -74,6 +78,81 @@ async def test_an_id_is_used_once(table: SandboxTable) -> None:
     await table.insert_within_quota(a_sandbox())
     with pytest.raises(Conflict, match="sess_1"):
         await table.insert_within_quota(a_sandbox())
+
+
+async def test_a_secret_opens_one_sandbox_at_a_time(table: SandboxTable) -> None:
+    """The error says which of the two is taken, whatever the id is called, and does not repeat the digest."""
+    digest = "5e" * 32
+    name = "uq_sandboxes_secret_digest"
+    await table.insert_within_quota(a_sandbox(name, secret_digest=digest))
+    for number in range(3):  # none is no secret that two could have
+        await table.insert_within_quota(a_sandbox(f"without_{number}"))
+    with pytest.raises(Conflict, match="this secret is another sandbox's: choose another") as refusal:
+        await table.insert_within_quota(a_sandbox("sess_2", secret_digest=digest))
+    assert digest not in f"{refusal.value.__cause__}"
+    with pytest.raises(Conflict, match=f"there is a sandbox {name} already"):
+        await table.insert_within_quota(a_sandbox(name, secret_digest="00" * 32))
+    await table.move(name, (CREATING,), state=ENDED, ended_at=NOON)
+    await table.insert_within_quota(a_sandbox("sess_2", secret_digest=digest))
+
+
+async def test_of_many_with_one_secret_one_is_made(table: SandboxTable) -> None:
+    results = await asyncio.gather(
+        *(table.insert_within_quota(a_sandbox(f"sess_{n}", secret_digest="5e" * 32), daily=50) for n in range(20)),
+        return_exceptions=True,
+    )
+    refused = [one for one in results if one is not None]
+    assert all(isinstance(one, Conflict) for one in refused), refused
+    assert len(refused) == 19
+
+
+async def test_a_secret_finds_what_has_not_ended_else_what_ended_last(table: SandboxTable) -> None:
+    digest = "5e" * 32
+    assert await table.find_by_secret(digest) is None
+    for number in (2, 3, 1):
+        name = f"sess_{number}"
+        await table.insert_within_quota(a_sandbox(name, secret_digest=digest))
+        found = await table.find_by_secret(digest)
+        assert found is not None
+        assert (found.id, found.state) == (name, CREATING)
+        await table.move(name, (CREATING,), state=ENDED, ended_at=NOON + timedelta(minutes=number))
+    found = await table.find_by_secret(digest)
+    assert found is not None
+    assert found.id == "sess_3"
+    assert await table.find_by_secret("5f" * 32) is None
+
+
+async def test_secrets_are_looked_up_in_indexes(database: Database, table: SandboxTable) -> None:
+    """However many have ended: anybody may present a secret that is none."""
+
+    def plans(connection: Connection) -> list[str]:
+        if not database.is_sqlite:
+            connection.exec_driver_sql("SET enable_seqscan = off")  # a small table is read whole
+        explain = "EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN "
+        texts = []
+        for query in (sandboxes_module._OPENED, sandboxes_module._OPENED_LAST):
+            told = connection.execute(text(explain + str(query)), {"digest": "5e" * 32, "param_1": 1})
+            texts.append("\n".join(str(row) for row in told))
+        return texts
+
+    opened, opened_last = await database.read(plans)
+    assert "uq_sandboxes_secret_digest" in opened
+    assert "ix_sandboxes_secret_digest_ended_at" in opened_last
+
+
+async def test_one_of_many_binds_a_port_of_a_sandbox_that_runs(table: SandboxTable) -> None:
+    await table.insert_within_quota(a_sandbox())
+    assert await table.bind("sess_1", 80) is None
+    await table.move("sess_1", (CREATING,), state=RUNNING)
+    bound = [one for one in await asyncio.gather(*(table.bind("sess_1", 8000 + n) for n in range(20))) if one]
+    assert bound == [await table.get("sess_1")]
+    assert await table.bind("sess_1", 80) is None
+    unbound = await table.move("sess_1", (RUNNING,), bound_port=None)
+    assert unbound == replace(bound[0], bound_port=None)
+    assert await table.bind("sess_1", 80) == replace(bound[0], bound_port=80)
+    await table.move("sess_1", (RUNNING,), bound_port=None)
+    await table.move("sess_1", (RUNNING,), state=STOPPING)
+    assert await table.bind("sess_1", 80) is None
 
 
 async def test_only_one_of_many_moves_a_sandbox(table: SandboxTable) -> None:

@@ -22,7 +22,7 @@ from stockade.config import Config, ServerConfig, is_loopback
 from stockade.engine import Engine
 from stockade.store import Database
 from stockade.wire.auth import KeyVerifier
-from stockade.wire.dialect import Dialect, Services
+from stockade.wire.dialect import Dialect, Services, SoleSandbox
 from stockade.wire.routes import DirectRoute
 
 __all__ = ["Parts", "create_app", "dialect_settings", "new_registry"]
@@ -48,6 +48,8 @@ class Parts:
     accounts: Accounts | None = None
     database: Database | None = None
     registry: CollectorRegistry
+    sole: SoleSandbox | None = None
+    """Where the server is there for one sandbox alone: which."""
     started: float = field(default_factory=time.monotonic)
 
 
@@ -106,6 +108,7 @@ def create_app(parts: Parts, *, host: str, only: str = "") -> ASGIApp:
         summary="Runs code that nobody vouches for, in a fresh Linux sandbox for every run.",
         description="\n".join(f"- **{dialect.name}**: {dialect.summary}" for dialect in dialects),
         redoc_url=None,
+        redirect_slashes=False,  # to another path leads another request; a client that posts does not follow
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     mounted = {
@@ -117,6 +120,7 @@ def create_app(parts: Parts, *, host: str, only: str = "") -> ASGIApp:
             server=config.server,
             registry=parts.registry,
             open_access=open_access,
+            sole=parts.sole,
         )
         for dialect in dialects
     }
@@ -129,7 +133,7 @@ def create_app(parts: Parts, *, host: str, only: str = "") -> ASGIApp:
                 direct |= {(method, route.path): route for method in route.methods or ()}
     _add_health(app, parts, dialects, mounted, merged=not only)
     _add_metrics(app, parts, open_access=open_access)
-    _add_errors(app)
+    _add_errors(app, dialects[0].refusal if only else None)
 
     def largest_body(path: str) -> int | None:
         for dialect in dialects:
@@ -146,6 +150,7 @@ def create_app(parts: Parts, *, host: str, only: str = "") -> ASGIApp:
 def _add_health(
     app: FastAPI, parts: Parts, dialects: Sequence[Dialect], mounted: Mapping[str, Services], *, merged: bool
 ) -> None:
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["server"], summary="Whether the server works", operation_id="health")
     async def health() -> dict[str, object]:
         if parts.database is not None:
@@ -191,11 +196,17 @@ async def _has_key(request: Request, keys: KeyVerifier) -> bool:
     return await keys.verify(presented) is not None
 
 
-def _add_errors(app: FastAPI) -> None:
-    """Every error of the server itself is JSON: `error` says what, `message` says more."""
+def _add_errors(app: FastAPI, refusal: Callable[[int], Response | None] | None) -> None:
+    """Every error of the server itself is JSON: `error` says what, `message` says more.
+
+    Args:
+        refusal: other words, of a dialect that has the address for itself.
+    """
 
     async def http_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if refusal is not None and (worded := refusal(error.status_code)) is not None:
+            return worded
         phrase = "Request body too large" if error.status_code == 413 else HTTPStatus(error.status_code).phrase
         headers = {**(error.headers or {}), **({"connection": "close"} if error.status_code == 413 else {})}
         body = {"error": phrase, "message": error.detail}

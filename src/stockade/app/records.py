@@ -12,7 +12,7 @@ from stockade.accounts import Accounts, read_key_file, set_aside
 from stockade.app.sandboxes import running_sandboxes
 from stockade.backends.sandboxing import Sandboxing
 from stockade.config import Config
-from stockade.engine import Engine, Ports
+from stockade.engine import Bindings, Engine, Ports, Processes, Secrets
 from stockade.errors import Fault, Unavailable
 from stockade.store import Database
 from stockade.store.builds import BuildTable
@@ -152,6 +152,8 @@ async def with_sandboxes(config: Config, engine: Engine, records: Records) -> As
         first=config.ports.first,
         last=config.ports.last,
         idle_s=config.ports.idle_s,
+        connections=config.ports.connections,
+        connections_of_all=config.ports.connections_of_all,
     )
     async with (
         ports.running(),
@@ -169,4 +171,11 @@ async def with_sandboxes(config: Config, engine: Engine, records: Records) -> As
             host_paths=config.sandbox.host_paths,
         ) as sandboxes,
     ):
-        yield replace(engine, sandboxes=sandboxes, ports=ports)
+        yield replace(
+            engine,
+            sandboxes=sandboxes,
+            ports=ports,
+            processes=Processes(sandboxes),
+            secrets=Secrets(sandboxes),
+            bindings=Bindings(sandboxes),
+        )

@@ -71,11 +71,13 @@ async def running_sandboxes(
             retention_s=live.retention_s,
             most_kept=live.most_kept,
             log_bytes=live.log_bytes,
+            kept_bytes=live.kept_bytes,
             grace_s=live.grace_s,
             sweep_s=live.clean_up_s,
             lost_after_s=live.lost_after_s,
         ),
     )
+    ports.bound = lives.bound_port
     layers = Builds(
         backend=backend,
         images=catalogue,

@@ -245,7 +245,8 @@ class FileAccess(Protocol):
     """The files of a sandbox, read and written from *inside* it, with a tenant's rights, under a deadline.
 
     Paths are absolute. Every method raises NotFound, Invalid (a directory where a file is wanted, …), Conflict (it
-    exists), Denied (the tenant has no right to it), LimitExceeded (disk full), Unavailable (no answer in time).
+    exists), Denied (the tenant has no right to it), LimitExceeded (disk full), Unavailable (no answer in time). An error
+    that the system inside gave, or would have given, has that OSError as its `__cause__`.
     """
 
     async def stat(self, path: str) -> FileInfo: ...

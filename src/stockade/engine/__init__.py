@@ -3,26 +3,32 @@
 from dataclasses import dataclass
 
 from stockade.backends.base import Backend
+from stockade.engine.bindings import Bindings
 from stockade.engine.compilations import Compilations
 from stockade.engine.languages import Language, Languages
 from stockade.engine.limits import LimitPolicy
 from stockade.engine.ports import Ports
+from stockade.engine.processes import Processes
 from stockade.engine.queue import Queue
 from stockade.engine.runs import Runs
 from stockade.engine.sandboxes import Sandboxes
+from stockade.engine.secrets import Secrets
 from stockade.engine.templates import Templates
 from stockade.engine.toolchains import Toolchains
 
 __all__ = [
+    "Bindings",
     "Compilations",
     "Engine",
     "Language",
     "Languages",
     "LimitPolicy",
     "Ports",
+    "Processes",
     "Queue",
     "Runs",
     "Sandboxes",
+    "Secrets",
     "Templates",
     "Toolchains",
 ]
@@ -43,3 +49,9 @@ class Engine:
     """Those that live; `None` where the backend has none, or there is no database to record them in."""
     ports: Ports | None = None
     """What those expose."""
+    processes: Processes | None = None
+    """Those that are kept in them."""
+    secrets: Secrets | None = None
+    """Each opens one of them."""
+    bindings: Bindings | None = None
+    """Which port of each answers for the whole."""

@@ -106,6 +106,7 @@ class Creations:
                     network=sandbox.network,
                     layer=layer,
                     log_bytes=self._lives.options.log_bytes,
+                    kept_bytes=self._lives.options.kept_bytes,
                     keep_s=self._lives.options.facts_s,
                 )
                 await settle(self._start(creation, spec), name=f"start {sandbox.id}")

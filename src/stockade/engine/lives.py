@@ -50,6 +50,8 @@ class _Life:
 
     sandbox: Sandbox
     """Its record as we know it."""
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the record is changed: of two changes at once, the answer to the later one must not be noted first."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once its end is committed; then `sandbox` says how. Also when it is no longer watched."""
 
@@ -81,6 +83,8 @@ class Lives:
         self.tasks = Tasks()
         self._on_ended = on_ended
         self._lives: dict[str, _Life] = {}
+        self._by_secret: dict[str, str] = {}
+        """Ids of those that are watched and have not ended, by the digest of the secret that opens them."""
         self._kept: OrderedDict[str, float] = OrderedDict()
         """Ended sandboxes whose output the backend keeps, with the time until when, in that order."""
         self._deleted: Counter[str] = Counter()
@@ -103,29 +107,54 @@ class Lives:
         life = self._lives.get(sandbox_id)
         return None if life is None else life.sandbox
 
+    def find_by_secret(self, digest: str) -> Sandbox | None:
+        """As `find`, by the digest of its secret; one that has ended is not found so."""
+        sandbox_id = self._by_secret.get(digest)
+        return None if sandbox_id is None else self.find(sandbox_id)
+
+    def bound_port(self, sandbox_id: str) -> int | None:
+        """The port inside that is bound, of a sandbox that runs here."""
+        row = self.find(sandbox_id)
+        return None if row is None else row.bound_port
+
     async def move(self, sandbox_id: str, to: SandboxState, /, **changes: Any) -> Sandbox | None:
         """Move a sandbox to another state, if it is in one from which that is legal; `None` if not.
 
         Raises:
             Unavailable: the database is away; whether it has been moved is not known.
         """
-        moved = await self.table.move(sandbox_id, legal_from(to), state=to, **changes)
+        moved = await self._change(sandbox_id, lambda: self.table.move(sandbox_id, legal_from(to), state=to, **changes))
         if moved is not None:
-            self._note(moved)
             log.info("sandbox.moved", sandbox_id=sandbox_id, state=to.value)
         return moved
 
     async def amend(self, sandbox_id: str, /, **changes: Any) -> Sandbox | None:
         """Change what is known of a sandbox that has not ended, its state left alone; `None` if it has ended."""
-        amended = await self.table.move(sandbox_id, set(SandboxState) - {SandboxState.ENDED}, **changes)
-        if amended is not None:
-            self._note(amended)
-        return amended
+        unended = set(SandboxState) - {SandboxState.ENDED}
+        return await self._change(sandbox_id, lambda: self.table.move(sandbox_id, unended, **changes))
+
+    async def bind(self, sandbox_id: str, port: int) -> Sandbox | None:
+        """Bind a port of a sandbox that runs, if none is bound; `None` if not.
+
+        Raises:
+            Unavailable: the database is away; whether it has been bound is not known.
+        """
+        return await self._change(sandbox_id, lambda: self.table.bind(sandbox_id, port))
+
+    async def look_up(self, sandbox_id: str) -> Sandbox | None:
+        """The record as the database has it, which is noted.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        return await self._change(sandbox_id, lambda: self.table.get(sandbox_id))
 
     def watch(self, sandbox: Sandbox) -> None:
         """Watch a sandbox until it has ended, and record that."""
         life = _Life(sandbox=sandbox)
         self._lives[sandbox.id] = life
+        if sandbox.secret_digest is not None:
+            self._by_secret[sandbox.secret_digest] = sandbox.id
         self.tasks.background(self._watch(life), name=f"watch {sandbox.id}")
 
     async def ended(self, sandbox_id: str, *, within_s: float) -> Sandbox | None:
@@ -186,11 +215,31 @@ class Lives:
         now = self.clock()
         return [name for place, (name, until) in enumerate(self._kept.items()) if place < surplus or until <= now]
 
+    async def _change(self, sandbox_id: str, work: Callable[[], Awaitable[Sandbox | None]]) -> Sandbox | None:
+        """Do what changes a record, or reads it, and note what it is now."""
+        life = self._lives.get(sandbox_id)
+        if life is None:  # it is being made, by one task
+            return await work()
+        async with life.changing:
+            row = await work()
+            if row is not None:
+                self._note(row)
+            return row
+
     def _note(self, sandbox: Sandbox) -> None:
-        if (life := self._lives.get(sandbox.id)) is not None:
+        life = self._lives.get(sandbox.id)
+        # An end is the last that can be said, whoever hears something else of it later.
+        if life is not None and life.sandbox.state is not SandboxState.ENDED:
             life.sandbox = sandbox
             if sandbox.state is SandboxState.ENDED:
+                self._forget_secret(sandbox)
                 life.over.set()
+
+    def _forget_secret(self, sandbox: Sandbox) -> None:
+        digest = sandbox.secret_digest
+        # It may be another one's already: a secret can be given again as soon as an end is committed.
+        if digest is not None and self._by_secret.get(digest) == sandbox.id:
+            del self._by_secret[digest]
 
     def _keep(self, sandbox_id: str) -> None:
         self.keep_output(sandbox_id, since=self.clock())
@@ -216,6 +265,7 @@ class Lives:
                 await self.record_end(sandbox_id, facts)
         finally:
             self._lives.pop(sandbox_id, None)
+            self._forget_secret(life.sandbox)
             life.over.set()
 
     async def _end_from_backend(self, sandbox_id: str) -> LiveSandbox | None:

@@ -4,50 +4,57 @@ A port of the host is taken when the sandbox is made and stays the sandbox's for
 inside or not: connections are made inside when they come, one by one. What nobody takes inside is refused as the kernel
 would refuse it.
 
+`Port.BOUND` leads to whichever port of the sandbox is bound (`engine.bindings`) at the moment in which a connection
+comes; to nothing while none is. It is reached whatever the network mode is: who binds a port acts from outside. There a
+connection ends in an orderly way where nobody takes it, since clients and load balancers probe the port.
+
 | threat | mechanism |
 |---|---|
 | a flood of connections to one sandbox stalls the backend for all | few dials at once for each; each has a deadline |
 | … or takes the server's descriptors and memory | bounds for each and for all; slow takers slow their senders down |
+| connections that lead nowhere are kept waiting | they count, and are closed after `PROBE_S` |
+| a dial on the loopback meets its own other end (TCP simultaneous open) | that is no service: refused |
 | the link to a sandbox that has ended leads to another one's | a port is given out again after all others have been |
 """
 
 import asyncio
 import contextlib
-import errno
 import functools
-import ipaddress
-import random
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import structlog
 
 from stockade.engine.datagrams import Datagrams
-from stockade.engine.relays import READ_BYTES, Relay, reset
+from stockade.engine.host_ports import HostPorts
+from stockade.engine.relays import READ_BYTES, Relay, end, is_its_own_peer, reset, set_no_delay
 from stockade.engine.tasks import Tasks
 from stockade.errors import BackendLost, Conflict, LimitExceeded, NotFound, StockadeError, Unavailable
 from stockade.model import Network, NetworkMode, Port
 from stockade.model import Protocol as Transport
 
-__all__ = ["FIRST_PORT", "LAST_PORT", "MOST_CONNECTIONS", "Dialler", "Ports"]
+__all__ = ["FIRST_PORT", "LAST_PORT", "MOST_CONNECTIONS", "MOST_OF_ALL", "Dialler", "Ports"]
 
 log = structlog.get_logger()
 
 FIRST_PORT, LAST_PORT = 20000, 29999
 """Below those that outgoing connections of this host are given (32768 to 60999, ip(7)): one of these could have a
 sandbox's port just when the server is started again."""
-MOST_CONNECTIONS = 512
+MOST_CONNECTIONS = 2048
 """Of one sandbox at once, over all its ports and the HTTP proxy."""
 MOST_OF_ALL = 8192
 """Connections of all sandboxes; each takes two descriptors."""
 DIAL_S = 5.0
 """Time to connect inside, waiting for a turn included."""
+BOUND_DIAL_S = 30.0
+"""The same for the bound port, where a thousand may come at once to a service that takes them one by one."""
+PROBE_S = 0.1
+"""A connection that leads nowhere is closed when its client has sent something, after this time at the latest."""
 LINGER_S = 5.0
 """Once a sandbox has ended, what it said last may take so long to reach its client."""
 _DIALS_AT_ONCE = 16
-_BACKLOG = 512
 _ACCEPTS_AT_ONCE = 64
 _PAUSE_S = 1.0
 _SWEEP_S = 15.0
@@ -66,7 +73,8 @@ class _Served:
     """A sandbox whose ports are open."""
 
     id: str
-    network: Network
+    ports: tuple[Port, ...]
+    """Those that are open, with the host's."""
     listeners: list[socket.socket] = field(default_factory=list)
     datagrams: list[Datagrams] = field(default_factory=list)
     joining: set[socket.socket] = field(default_factory=set)
@@ -79,7 +87,8 @@ class _Served:
     """No relay is left, once it is closed."""
 
     def exposes(self, port: int, protocol: Transport) -> bool:
-        return any(one.container == port and one.protocol is protocol for one in self.network.ports)
+        """Whether *port* is one of them; `Port.BOUND` is no number that could be asked for."""
+        return port != Port.BOUND and any(one.container == port and one.protocol is protocol for one in self.ports)
 
 
 class Ports:
@@ -93,25 +102,30 @@ class Ports:
         first: int = FIRST_PORT,
         last: int = LAST_PORT,
         idle_s: float = 3600.0,
+        connections: int = MOST_CONNECTIONS,
+        connections_of_all: int = MOST_OF_ALL,
+        bound: Callable[[str], int | None] = lambda _: None,
     ) -> None:
         """Nothing is opened yet.
 
         Args:
             host: IP address to listen on.
-            first, last: the ports that may be taken, both included.
-            idle_s: a connection on which nothing has passed for so long is closed.
+            first, last: the ports that are given out, both included.
+            idle_s: a connection on which nothing has passed for so long is closed, `Port.BOUND`'s as well.
+            connections, connections_of_all: as many at once for one sandbox, and for all; further ones are reset.
+            bound: the port of a sandbox that is bound; see the attribute of that name.
 
         Raises:
             ValueError: *host* is no IP address.
         """
-        self.host = host
-        self._family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        self.bound = bound
+        """Which port of a sandbox is bound, by its id; `None` for none. Asked when a connection to `Port.BOUND` comes.
+        Can be set later: who knows (`Lives.bound_port`) is made after the ports."""
         self._dialler = dialler
-        self._first = first
-        self._count = last - first + 1
-        # A server that starts again does not begin with the ports it gave out last.
-        self._next = random.randrange(self._count)
+        self._host_ports = HostPorts(host, first=first, last=last)
         self._idle_s = idle_s
+        self._most = connections
+        self._most_of_all = connections_of_all
         self._served: dict[str, _Served] = {}
         self._ending: set[_Served] = set()
         self._connections = 0
@@ -133,32 +147,31 @@ class Ports:
                     self._reset(served)
 
     async def assign(self, sandbox_id: str, network: Network) -> Network:
-        """Take a port of the host for each of the ports in *network* and open it: all of them or none.
+        """Open a port of the host for each of the ports in *network*, the one that it names or the next that is free:
+        all of them or none.
 
         Returns:
-            *network* with the ports of the host. As it was where its mode does not expose ports.
+            *network* with the ports of the host. Those that its mode does not expose are as they were.
 
         Raises:
-            Unavailable: no port of the range is free, or the host's address is not there.
+            Unavailable: a port that is named is taken, none of the range is free, or the host's address is not there.
             Conflict: the sandbox has its ports already.
         """
-        if network.mode is not NetworkMode.EXPOSED or not network.ports:
+        wanted = _shown(network)
+        if not wanted:
             return network
         if sandbox_id in self._served:
             raise Conflict(f"the ports of sandbox {sandbox_id} are open already")
         with contextlib.ExitStack() as stack:
-            sockets: list[socket.socket] = []
-            ports: list[Port] = []
-            for port in network.ports:
-                taken = stack.enter_context(self._take(port.protocol))
-                sockets.append(taken)
-                ports.append(replace(port, host=taken.getsockname()[1]))
+            taken: dict[Port, socket.socket] = {}
+            for port in sorted(wanted, key=lambda one: one.host == 0):  # what is named first, or another might get it
+                taken[port] = stack.enter_context(self._host_ports.take(port))
             stack.pop_all()
-        network = replace(network, ports=tuple(ports))
-        served = self._served[sandbox_id] = _Served(id=sandbox_id, network=network)
-        for port, taken in zip(ports, sockets, strict=True):
-            self._listen(served, port, taken)
-        return network
+        opened = {port: replace(port, host=one.getsockname()[1]) for port, one in taken.items()}
+        served = self._served[sandbox_id] = _Served(id=sandbox_id, ports=tuple(opened[port] for port in wanted))
+        for port, one in taken.items():
+            self._listen(served, opened[port], one)
+        return replace(network, ports=tuple(opened.get(port, port) for port in network.ports))
 
     def open(self, sandbox_id: str, network: Network) -> None:
         """Open the ports that a sandbox had before the server was started again. Idempotent.
@@ -166,11 +179,12 @@ class Ports:
         A port that somebody else has meanwhile taken is tried again, each second, until it is free: it is in links that
         people hold.
         """
-        if sandbox_id in self._served or network.mode is not NetworkMode.EXPOSED or not network.ports:
+        had = tuple(port for port in _shown(network) if port.host)
+        if sandbox_id in self._served or not had:
             return
-        served = self._served[sandbox_id] = _Served(id=sandbox_id, network=network)
-        for port in network.ports:
-            if port.host and not self._reopen(served, port):
+        served = self._served[sandbox_id] = _Served(id=sandbox_id, ports=had)
+        for port in had:
+            if not self._reopen(served, port):
                 log.warning("ports.taken", sandbox_id=sandbox_id, host_port=port.host)
                 self._start(self._reclaim(served, port))
 
@@ -213,38 +227,9 @@ class Ports:
         finally:
             self._count_out(served)
 
-    def _take(self, protocol: Transport) -> socket.socket:
-        """A socket on the next port that is free."""
-        for _ in range(self._count):
-            number = self._first + self._next
-            self._next = (self._next + 1) % self._count
-            try:
-                return self._bind(number, protocol)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise Unavailable(f"cannot listen on {self.host} port {number}: {error.strerror}") from error
-        last = self._first + self._count - 1
-        raise Unavailable(f"all ports from {self._first} to {last} are taken; retry when a sandbox has ended")
-
-    def _bind(self, number: int, protocol: Transport) -> socket.socket:
-        kind = socket.SOCK_STREAM if protocol is Transport.TCP else socket.SOCK_DGRAM
-        one = socket.socket(self._family, kind)
-        try:
-            one.setblocking(False)
-            if protocol is Transport.TCP:
-                # Connections of a server before may still be in TIME_WAIT.
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            one.bind((self.host, number))
-            if protocol is Transport.TCP:
-                one.listen(_BACKLOG)  # at once: with SO_REUSEADDR two may bind a port, only one may listen
-        except BaseException:
-            one.close()
-            raise
-        return one
-
     def _reopen(self, served: _Served, port: Port) -> bool:
         try:
-            taken = self._bind(port.host, port.protocol)
+            taken = self._host_ports.open(port.host, port.protocol)
         except OSError:
             return False
         self._listen(served, port, taken)
@@ -281,21 +266,31 @@ class Ports:
             if self._is_full(served):
                 reset(outer)
             else:
-                self._count_in(served)
-                served.joining.add(outer)
-                self._start(self._join(served, port, outer))
+                self._begin(served, port, outer)
 
     async def _resume(self, served: _Served, port: Port, listener: socket.socket) -> None:
         await asyncio.sleep(_PAUSE_S)
         if not served.is_closed:
             asyncio.get_running_loop().add_reader(listener, self._accept, served, port, listener)
 
-    async def _join(self, served: _Served, port: Port, outer: socket.socket) -> None:
+    def _begin(self, served: _Served, port: Port, outer: socket.socket) -> None:
+        """See to a connection that has been accepted."""
+        self._count_in(served)
+        is_bound = port.container == Port.BOUND
+        # Chosen now: what is bound later counts for later connections.
+        target = self.bound(served.id) if is_bound else port.container
+        if target is None:
+            self._turn_away(served, outer)
+        else:
+            served.joining.add(outer)
+            self._start(self._join(served, target, outer, is_bound=is_bound))
+
+    async def _join(self, served: _Served, target: int, outer: socket.socket, *, is_bound: bool) -> None:
         """Connect inside and let the bytes flow; what cannot be connected is refused."""
         try:
-            inner = await self._dial(served, port.container, Transport.TCP)
+            inner = await self._dial(served, target, Transport.TCP, is_bound=is_bound)
         except (StockadeError, TimeoutError):
-            self._refuse(served, outer)
+            self._refuse(served, outer, is_orderly=is_bound)
             return
         except BaseException:
             self._refuse(served, outer)
@@ -304,30 +299,53 @@ class Ports:
             inner.close()
             return
         served.joining.discard(outer)
-        for one in (outer, inner):  # what is passed on has been put together by its sender already
-            _set_no_delay(one)
+        for one in (outer, inner):
+            set_no_delay(one)
         relay = Relay(outer, inner, buffer=self._buffer, on_end=functools.partial(self._left, served))
         relay.idle_since = asyncio.get_running_loop().time()
         served.relays.add(relay)
 
-    def _refuse(self, served: _Served, outer: socket.socket) -> None:
-        if outer in served.joining:
-            served.joining.discard(outer)
-            reset(outer)
+    def _turn_away(self, served: _Served, outer: socket.socket) -> None:
+        """Close a connection that leads nowhere, once its client has sent something or has had the time for it."""
+
+        async def probe() -> None:
+            with contextlib.suppress(TimeoutError, OSError):
+                async with asyncio.timeout(PROBE_S):
+                    await asyncio.get_running_loop().sock_recv(outer, 1)
+
+        def done(_: object) -> None:
+            end(outer, self._buffer)
             self._count_out(served)
 
-    async def _dial(self, served: _Served, port: int, protocol: Transport) -> socket.socket:
+        # When it is done, not at its end: one that is cancelled before its first step has none.
+        self._tasks.start(probe(), name="ports").add_done_callback(done)
+
+    def _refuse(self, served: _Served, outer: socket.socket, *, is_orderly: bool = False) -> None:
+        if outer in served.joining:
+            served.joining.discard(outer)
+            if is_orderly:
+                end(outer, self._buffer)
+            else:
+                reset(outer)
+            self._count_out(served)
+
+    async def _dial(self, served: _Served, port: int, protocol: Transport, *, is_bound: bool = False) -> socket.socket:
         """Raises Unavailable, TimeoutError."""
+        within_s = BOUND_DIAL_S if is_bound else DIAL_S
         try:
-            async with asyncio.timeout(DIAL_S), served.dials:
-                return await self._dialler.dial(served.id, port, protocol)
+            async with asyncio.timeout(within_s), served.dials:
+                inner = await self._dialler.dial(served.id, port, protocol)
         except TimeoutError:
-            raise TimeoutError(f"port {port} of sandbox {served.id} took no connection within {DIAL_S:g} s") from None
+            raise TimeoutError(f"port {port} of sandbox {served.id} took no connection within {within_s:g} s") from None
         except BackendLost:
             raise
         except (StockadeError, OSError) as error:
             # Also where the sandbox has ended: who opened its ports is about to close them.
             raise Unavailable(f"nothing listens on port {port} of sandbox {served.id} (yet)") from error
+        if protocol is Transport.TCP and is_its_own_peer(inner):
+            inner.close()
+            raise Unavailable(f"nothing listens on port {port} of sandbox {served.id} (yet)")
+        return inner
 
     def _left(self, served: _Served, relay: Relay) -> None:
         served.relays.discard(relay)
@@ -336,7 +354,7 @@ class Ports:
             served.drained.set()
 
     def _is_full(self, served: _Served) -> bool:
-        return served.connections >= MOST_CONNECTIONS or self._connections >= MOST_OF_ALL
+        return served.connections >= self._most or self._connections >= self._most_of_all
 
     def _count_in(self, served: _Served) -> None:
         served.connections += 1
@@ -393,8 +411,7 @@ class Ports:
         self._tasks.background(work, name="ports")
 
 
-def _set_no_delay(connection: socket.socket) -> None:
-    try:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except OSError:
-        pass  # it is broken already, which reading will tell
+def _shown(network: Network) -> tuple[Port, ...]:
+    """The ports of *network* that are reached from outside."""
+    is_exposed = network.mode is NetworkMode.EXPOSED
+    return tuple(port for port in network.ports if is_exposed or port.container == Port.BOUND)

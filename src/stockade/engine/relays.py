@@ -10,10 +10,12 @@ import socket
 import struct
 from collections.abc import Callable
 
-__all__ = ["READ_BYTES", "Relay", "reset"]
+__all__ = ["READ_BYTES", "Relay", "end", "is_its_own_peer", "reset", "set_no_delay"]
 
 READ_BYTES = 128 * 1024
 """The most that is passed on at once, and so the most that a direction keeps."""
+_MOST_DISCARDED = 1 << 20
+"""Bytes that are read of a connection before it is closed in an orderly way; who sends more meets a reset."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -24,6 +26,41 @@ def reset(connection: socket.socket) -> None:
     except OSError:
         pass  # no TCP socket
     connection.close()
+
+
+def end(connection: socket.socket, buffer: memoryview) -> None:
+    """Close a non-blocking *connection* so that its peer is told of an orderly end (FIN).
+
+    What the peer has sent is read first, into *buffer*, and dropped: the kernel tells of a failure where something is
+    left unread (RFC 2525, section 2.17).
+    """
+    discarded = 0
+    try:
+        while discarded < _MOST_DISCARDED and (size := connection.recv_into(buffer)):
+            discarded += size
+    except OSError:
+        pass  # nothing is there, or it is broken already
+    connection.close()
+
+
+def set_no_delay(connection: socket.socket) -> None:
+    """Send what there is at once (tcp(7) TCP_NODELAY): what is passed on has been put together by its sender."""
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:
+        pass  # it is broken already, which reading will tell
+
+
+def is_its_own_peer(connection: socket.socket) -> bool:
+    """Whether a connection on the loopback has met itself.
+
+    Who dials a port on which nothing listens is given that very port as its own once in some ten thousand times, and is
+    then connected to itself (RFC 9293, section 3.5: simultaneous open).
+    """
+    try:
+        return bool(connection.getsockname() == connection.getpeername())
+    except OSError:
+        return False  # it is broken already, which reading will tell
 
 
 class Relay:

@@ -27,11 +27,15 @@ class SandboxTable(Protocol):
 
         Raises:
             LimitExceeded: it has.
-            Conflict: there is a record of this id.
+            Conflict: there is a record of this id, or of an un-ended one with this secret.
         """
         ...
 
     async def get(self, sandbox_id: str, /) -> Sandbox | None: ...
+
+    async def find_by_secret(self, digest: str, /) -> Sandbox | None:
+        """The one with this `secret_digest` that has not ended; else the one that ended last."""
+        ...
 
     async def list(
         self,
@@ -57,6 +61,10 @@ class SandboxTable(Protocol):
         """Change the record if it is in one of *from_states*; `None` when it is not, or there is none."""
         ...
 
+    async def bind(self, sandbox_id: str, port: int, /) -> Sandbox | None:
+        """Set `bound_port` of one that is RUNNING and has none; `None` when it is not, or has."""
+        ...
+
     async def mark_deleted(self, sandbox_id: str, /) -> Sandbox | None:
         """Set `is_deleted` of one that has ended; `None` when it has not, or there is none."""
         ...
@@ -66,7 +74,7 @@ class Ports(Protocol):
     """The host's ports that lead into sandboxes."""
 
     async def assign(self, sandbox_id: str, network: Network) -> Network:
-        """Choose and open a host port for each port of *network*; all or none."""
+        """Open a host port for each port of *network*, the one that it names or any; all or none."""
         ...
 
     def open(self, sandbox_id: str, network: Network) -> None:
@@ -92,6 +100,8 @@ class SandboxOptions:
     """Ended sandboxes whose output is kept at most; the oldest go first."""
     log_bytes: int = 1 << 20
     """Bytes kept of each output stream of each process."""
+    kept_bytes: int = 64 << 20
+    """Bytes that the output of all processes of a sandbox together may take."""
     grace_s: float = 10.0
     """Seconds between SIGTERM and SIGKILL where a stop request names none."""
     sweep_s: float = 30.0

@@ -16,6 +16,8 @@ from stockade.model import (
     Limits,
     Network,
     NetworkMode,
+    Port,
+    Protocol,
     Sandbox,
     SandboxRequest,
     SandboxState,
@@ -24,9 +26,10 @@ from stockade.model import (
 __all__ = ["checked_command", "checked_environment", "checked_path", "checked_user", "new_sandbox"]
 
 MOST_PORTS = 64
-"""Ports of one sandbox that may be exposed."""
+"""Ports of one sandbox that may be exposed, beside the one that leads to the bound port."""
 
 _ID = re.compile(r"[a-z0-9_-]{1,64}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _DOMAIN = re.compile(r"(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -39,6 +42,8 @@ def new_sandbox(actor: Actor, request: SandboxRequest, image: Image, *, limits: 
     """
     if not _ID.fullmatch(request.id):
         raise Invalid(f"id: {request.id!r} must be 1 to 64 of a-z, 0-9, _ and -")
+    if request.secret_digest is not None and not _DIGEST.fullmatch(request.secret_digest):
+        raise Invalid("secret_digest: must be the SHA-256 of a secret, in 64 hexadecimal digits")
     return Sandbox(
         id=request.id,
         account_id=actor.account_id,
@@ -54,6 +59,7 @@ def new_sandbox(actor: Actor, request: SandboxRequest, image: Image, *, limits: 
         network=_checked_network(request.network),
         labels=dict(request.labels),
         created_at=now,
+        secret_digest=request.secret_digest,
     )
 
 
@@ -135,12 +141,18 @@ def _checked_network(network: Network) -> Network:
     for name in network.allow_domains or ():
         if not _DOMAIN.fullmatch(name.lower()) or len(name) > 253:
             raise Invalid(f"network.allow_domains: {name!r} is neither a name nor *. and a name")
-    shown = network.ports if network.mode is NetworkMode.EXPOSED else ()
+    # What is bound is bound from outside: unlike a port that listens, it does not depend on what the sandbox may do.
+    shown = tuple(port for port in network.ports if network.mode is NetworkMode.EXPOSED or port.container == Port.BOUND)
     for port in shown:
-        if not 1 <= port.container <= 65535:
+        if port.container == Port.BOUND:
+            if port.protocol is not Protocol.TCP:
+                raise Invalid("network.ports: a port that leads to the bound one is a TCP port")
+        elif not 1 <= port.container <= 65535:
             raise Invalid(f"network.ports: {port.container} is no port; 1 to 65535 are")
+        if not 0 <= port.host <= 65535:
+            raise Invalid(f"network.ports: {port.host} is no port of a host; 1 to 65535 are, 0 stands for any")
     if len({(port.container, port.protocol) for port in shown}) != len(shown):
         raise Invalid("network.ports: a port is named twice")
-    if len(shown) > MOST_PORTS:
-        raise Invalid(f"network.ports: {len(shown)} ports; {MOST_PORTS} is the most")
+    if (count := sum(port.container != Port.BOUND for port in shown)) > MOST_PORTS:
+        raise Invalid(f"network.ports: {count} ports; {MOST_PORTS} is the most")
     return Network(mode=network.mode, ports=shown, allow_cidrs=network.allow_cidrs, allow_domains=network.allow_domains)

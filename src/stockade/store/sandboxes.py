@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, exc, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, exc, insert, or_, select, text, update
 
 from stockade.errors import Conflict, Invalid
 from stockade.model import EndedBy, Sandbox, SandboxState
 from stockade.store import quotas
 from stockade.store.database import Database
 from stockade.store.rows import SANDBOX_COLUMNS, sandbox_from_row, sandbox_to_row
-from stockade.store.tables import IS_UNENDED, sandboxes
+from stockade.store.tables import IS_UNENDED, UNIQUE_SECRET, sandboxes
 
 __all__ = ["Page", "SandboxTable"]
 
@@ -29,6 +29,16 @@ _MOVE = (
     .returning(*_COLUMNS)
 )
 _GET = select(*_COLUMNS).where(sandboxes.c.id == bindparam("wanted"))
+_BIND = (
+    update(sandboxes)
+    .where(sandboxes.c.id == bindparam("wanted"), sandboxes.c.state == "running", sandboxes.c.bound_port.is_(None))
+    .values(bound_port=bindparam("port"))
+    .returning(*_COLUMNS)
+)
+_OF_SECRET = select(*_COLUMNS).where(sandboxes.c.secret_digest == bindparam("digest"))
+_OPENED = _OF_SECRET.where(IS_UNENDED)
+# Each condition as the index has it, or the database would not know that the index covers it.
+_OPENED_LAST = _OF_SECRET.where(text("state = 'ended'")).order_by(sandboxes.c.ended_at.desc()).limit(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +77,7 @@ class SandboxTable:
 
         Raises:
             QuotaExceeded: a limit is reached; nothing was recorded.
-            Conflict: there is a sandbox of that id.
+            Conflict: there is a sandbox of that id, or its secret is that of another one that has not ended.
         """
         row = sandbox_to_row(sandbox) | {"server_id": self.server_id, "is_quota_free": is_quota_free}
 
@@ -86,6 +96,9 @@ class SandboxTable:
             try:
                 connection.execute(_INSERT, row)
             except exc.IntegrityError as error:
+                if _is_about_secret(error):
+                    # Without the values that the database's own message has.
+                    raise Conflict("this secret is another sandbox's: choose another") from None
                 raise Conflict(f"there is a sandbox {sandbox.id} already") from error
 
         await self.database.write(work)
@@ -95,6 +108,16 @@ class SandboxTable:
         return await self.database.read(
             lambda connection: _one(connection.execute(_GET, {"wanted": id}).one_or_none()),
         )
+
+    async def find_by_secret(self, digest: str) -> Sandbox | None:
+        """The sandbox that has not ended and whose secret has *digest*; else the one of these that ended last."""
+
+        def find(connection: Connection) -> Sandbox | None:
+            wanted = {"digest": digest}
+            row = connection.execute(_OPENED, wanted).one_or_none()
+            return _one(row or connection.execute(_OPENED_LAST, wanted).one_or_none())
+
+        return await self.database.read(find)
 
     async def list(
         self,
@@ -170,6 +193,16 @@ class SandboxTable:
         values = sandbox_to_row(changes) | {"wanted": id, "from_states": [one.value for one in from_states]}
         return await self.database.write(lambda connection: _one(connection.execute(_MOVE, values).one_or_none()))
 
+    async def bind(self, id: str, port: int) -> Sandbox | None:
+        """Note that connections to a sandbox's `Port.BOUND` lead to *port* from now on, if it runs and none is bound.
+
+        Returns:
+            The sandbox as it is now; `None` when a port is bound, or it does not run. Of two who ask at once, one does
+            it.
+        """
+        values = {"wanted": id, "port": port}
+        return await self.database.write(lambda connection: _one(connection.execute(_BIND, values).one_or_none()))
+
     async def mark_deleted(self, id: str) -> Sandbox | None:
         """Note that what an ended sandbox left is gone. Idempotent; `None` when it has not ended, or is not there."""
         return await self.move(id, (SandboxState.ENDED,), is_deleted=True)
@@ -182,6 +215,14 @@ class SandboxTable:
 
 def _one(row: Row[Any] | None) -> Sandbox | None:
     return sandbox_from_row(row) if row is not None else None
+
+
+def _is_about_secret(error: exc.IntegrityError) -> bool:
+    """Whether it is the secret that another sandbox has, and not the id."""
+    name = getattr(getattr(error.orig, "__cause__", None), "constraint_name", None)  # asyncpg says which index
+    if name is not None:
+        return bool(name == UNIQUE_SECRET.name)
+    return f"{sandboxes.name}.{sandboxes.c.secret_digest.name}" in str(error.orig)  # SQLite says which column
 
 
 def _write_cursor(last: Sandbox) -> str:

@@ -26,6 +26,7 @@ from sqlalchemy import (
 
 __all__ = [
     "IS_UNENDED",
+    "UNIQUE_SECRET",
     "Moment",
     "account_limits",
     "accounts",
@@ -151,6 +152,8 @@ sandboxes = Table(
     Column("message", Text, nullable=False),
     Column("is_deleted", Boolean, nullable=False, server_default=false()),
     Column("usage", JSON(none_as_null=True)),
+    Column("secret_digest", String(64)),
+    Column("bound_port", Integer),
     Column("is_quota_free", Boolean, nullable=False, server_default=false()),
     Column("usage_recorded_at", Moment),
 )
@@ -163,6 +166,23 @@ Index(
     sandboxes.c.key_id,
     sqlite_where=IS_UNENDED,
     postgresql_where=IS_UNENDED,
+)
+# A secret opens one sandbox at a time; once that has ended, it may be given to another.
+_HAS_SECRET = text("state <> 'ended' AND secret_digest IS NOT NULL")
+UNIQUE_SECRET = Index(
+    "uq_sandboxes_secret_digest",
+    sandboxes.c.secret_digest,
+    unique=True,
+    sqlite_where=_HAS_SECRET,
+    postgresql_where=_HAS_SECRET,
+)
+_HAD_SECRET = text("state = 'ended' AND secret_digest IS NOT NULL")
+Index(
+    "ix_sandboxes_secret_digest_ended_at",
+    sandboxes.c.secret_digest,
+    sandboxes.c.ended_at,
+    sqlite_where=_HAD_SECRET,
+    postgresql_where=_HAD_SECRET,
 )
 _UNRECORDED = text("usage_recorded_at IS NULL")
 Index(

@@ -6,6 +6,8 @@ tenant's. It trusts nothing that it finds, for the tenant may change it at any m
 that the tenant might not know.
 """
 
+import contextlib
+import errno
 import json
 import os
 import signal
@@ -34,6 +36,7 @@ from .agent_paths import (
     describe_path,
     failure,
     is_agents_own,
+    is_proc,
     make_directories,
     open_at,
     open_directory,
@@ -52,6 +55,8 @@ MOST_ENTRIES = 100_000
 MOST_WITHOUT_SIZE = 1 << 20
 """Bytes that are read of a file which does not say its size, as those of `/proc`."""
 _ITEMS_BYTES = 64 << 10
+_SINKS = frozenset(os.makedev(1, number) for number in (3, 5, 7))
+"""`/dev/null`, `/dev/zero`, `/dev/full`: the devices that never let a writer wait (devices.txt of the kernel)."""
 _WATCH_ALIVE_S = 2.0
 
 
@@ -174,8 +179,7 @@ def _open_regular(name: bytes) -> tuple[int, os.stat_result]:
     try:
         info = os.fstat(source)
         _expect_regular(info, name)
-        if is_agents_own(source):
-            refuse("denied", name, "it is about the file agent, not about the sandbox")
+        _expect_not_own(source, name)
     except BaseException:
         os.close(source)
         raise
@@ -184,9 +188,14 @@ def _open_regular(name: bytes) -> tuple[int, os.stat_result]:
 
 def _expect_regular(info: os.stat_result, name: bytes) -> None:
     if stat.S_ISDIR(info.st_mode):
-        refuse("invalid", name, "it is a directory")
+        refuse("invalid", name, "it is a directory", errno.EISDIR)
     if not stat.S_ISREG(info.st_mode):
         refuse("invalid", name, "it is no regular file")
+
+
+def _expect_not_own(fd: int, name: bytes) -> None:
+    if is_agents_own(fd):
+        refuse("denied", name, "it is about the file agent, not about the sandbox", errno.EACCES)
 
 
 def _read_without_size(name: bytes, source: int) -> bytes:
@@ -198,32 +207,71 @@ def _read_without_size(name: bytes, source: int) -> bytes:
     return bytes(content)
 
 
-def _write(channel: Channel, path: str, mode: int) -> dict[str, Any]:
-    """Under a temporary name in the same directory, then renamed: the name has either content, never a half."""
+def _write(channel: Channel, path: str, mode: int, in_place: bool) -> dict[str, Any]:
+    """Under a temporary name in the same directory, then renamed: the name has either content, never a half.
+
+    With *in_place* as a shell's `>` instead.
+    """
+    if in_place:
+        return _write_in_place(channel, path, mode)
     name = settle_link(clean(path))
     parent, entry = open_parent(name, make=True)
     with opened(parent):
         try:
             if not stat.S_ISREG(found := os.stat(entry, dir_fd=parent, follow_symlinks=False).st_mode):
-                refuse("invalid", name, "it is a directory" if stat.S_ISDIR(found) else "it is no regular file")
+                is_directory = stat.S_ISDIR(found)
+                refuse(
+                    "invalid",
+                    name,
+                    "it is a directory" if is_directory else "it is no regular file",
+                    errno.EISDIR if is_directory else 0,
+                )
         except FileNotFoundError:
             pass
         temporary = b".upload-" + os.urandom(8).hex().encode()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         target = open_at(parent, temporary, flags, 0o600)
         try:
-            size = 0
             with opened(target):
-                for piece in channel.incoming():
-                    size += len(piece)
-                    while piece:
-                        piece = piece[os.write(target, piece) :]
+                size = _fill(channel, target)
                 os.fchmod(target, mode & 0o777)  # not what would gain privileges
             os.rename(temporary, entry, src_dir_fd=parent, dst_dir_fd=parent)
         except BaseException:
             _discard(temporary, parent)
             raise
     return {"size": size}
+
+
+def _write_in_place(channel: Channel, path: str, mode: int) -> dict[str, Any]:
+    name = clean(path)
+    if path.endswith("/"):  # which `clean` leaves out; open(2) makes no file of such a name
+        refuse("invalid", name, "it is a directory", errno.EISDIR)
+    # Looked at first: to open a FIFO would wake who waits for a writer. What is not there will be made.
+    with contextlib.suppress(FileNotFoundError), opened(open_at(None, name, os.O_PATH)) as found:
+        _expect_writable(os.fstat(found), name)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY
+    with opened(open_at(None, name, flags, mode & 0o777)) as target:
+        info = os.fstat(target)
+        _expect_writable(info, name)  # something else may stand there by now: only now is it cut to nothing
+        _expect_not_own(target, name)
+        if stat.S_ISREG(info.st_mode) and not is_proc(info):
+            os.ftruncate(target, 0)
+        return {"size": _fill(channel, target)}
+
+
+def _expect_writable(info: os.stat_result, name: bytes) -> None:
+    if not (stat.S_ISCHR(info.st_mode) and info.st_rdev in _SINKS):
+        _expect_regular(info, name)
+
+
+def _fill(channel: Channel, target: int) -> int:
+    """Write the data of the request; how many bytes there were."""
+    size = 0
+    for piece in channel.incoming():
+        size += len(piece)
+        while piece:
+            piece = piece[os.write(target, piece) :]
+    return size
 
 
 def _discard(name: bytes, parent: int) -> None:
@@ -252,11 +300,15 @@ def _mkdir(channel: Channel, path: str, mode: int, parents: bool) -> dict[str, A
     if parents:
         try:
             os.close(make_directories(None, name, mode=mode))
-        except (NotADirectoryError, FileExistsError):
-            refuse("conflict", name, "something stands there that is no directory")
+        except (NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+            is_there = os.path.lexists(name)  # else it is on the way there; a link to nothing is there, too
+            if not is_there and isinstance(error, FileNotFoundError):
+                raise
+            number = errno.EEXIST if is_there else errno.ENOTDIR
+            refuse("conflict", name, "something stands there that is no directory", number)
         return {}
     if name == b"/":
-        refuse("conflict", name, "it exists already")
+        refuse("conflict", name, "it exists already", errno.EEXIST)
     parent, entry = open_parent(name)
     with opened(parent):
         os.mkdir(entry, mode, dir_fd=parent)
@@ -299,7 +351,7 @@ def _write_tar(channel: Channel, path: str) -> dict[str, Any]:
     try:
         top = make_directories(None, name)
     except (NotADirectoryError, FileExistsError):
-        refuse("invalid", name, "it is no directory")
+        refuse("invalid", name, "it is no directory", errno.ENOTDIR)
     with opened(top):
         unpacker = Unpacker(top=top, is_root=name == b"/", alive=channel.alive)
         return {"count": unpacker.unpack(channel.incoming())}

@@ -8,7 +8,8 @@ is in it with surrogates (PEP 383).
                      E end of the data                               I items (a JSON list)
                      A the data breaks off here                      P "still at it"; at least every few seconds
                                                                      E done: {…result…}
-                                                                     X failed: {"kind": …, "message": …}
+                                                                     X failed: {"kind": …, "message": …,
+                                                                       "errno": "ENOENT", where it was one}
 
 Requests are answered one after the other. Data is whole only when an E has followed it: what ends otherwise is cut off.
 """
@@ -65,9 +66,11 @@ _TO_READ_INSTEAD = (errno.EINVAL, errno.ENOSYS)
 class AgentError(Exception):
     """What the server is told; *kind* is the code of one of the kinds of `stockade.errors`."""
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, number: int = 0) -> None:
+        """*number*: what errno(3) calls it, where the kernel said it or would have."""
         self.kind = kind
         self.message = message
+        self.number = number
         super().__init__(message)
 
 
@@ -92,6 +95,8 @@ class Channel:
         self._connection = connection
         self._buffer = memoryview(bytearray(CHUNK))
         self._has_input = False
+        self._unread = 0
+        """Bytes of the frame of data under way that nobody has asked for yet."""
         self._alive_at = 0.0
 
     def fileno(self) -> int:
@@ -125,9 +130,13 @@ class Channel:
         """
         self._has_input = True
         while True:
+            while self._unread:
+                piece = self._some(self._unread)
+                self._unread -= len(piece)
+                yield piece
             kind, length = self._head()
             if kind == DATA and length <= MOST_DATA:
-                yield from self._body(length)
+                self._unread = length
                 continue
             self._has_input = False
             if kind == END and not length:
@@ -156,15 +165,20 @@ class Channel:
 
     def _body(self, length: int) -> Iterator[memoryview]:
         while length:
-            piece = self._buffer[: min(length, CHUNK)]
-            try:
-                got = self._connection.recv_into(piece, 0, socket.MSG_WAITALL)
-            except OSError as error:
-                raise Gone from error
-            if got < len(piece):
-                raise Gone
+            piece = self._some(length)
             yield piece
-            length -= got
+            length -= len(piece)
+
+    def _some(self, most: int) -> memoryview:
+        """The next bytes, as many of *most* as the buffer holds; valid until the next call."""
+        piece = self._buffer[: min(most, CHUNK)]
+        try:
+            got = self._connection.recv_into(piece, 0, socket.MSG_WAITALL)
+        except OSError as error:
+            raise Gone from error
+        if got < len(piece):
+            raise Gone
+        return piece
 
     # ── what goes out ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -173,7 +187,10 @@ class Channel:
         self._send(frame(kind, body))
 
     def fail(self, error: AgentError) -> None:
-        self.say(ERROR, {"kind": error.kind, "message": error.message[:1000]})
+        body = {"kind": error.kind, "message": error.message[:1000]}
+        if error.number in errno.errorcode:
+            body["errno"] = errno.errorcode[error.number]
+        self.say(ERROR, body)
 
     def alive(self) -> None:
         """Say now and then that we are at it: whoever waits for us gives up after some seconds of silence."""

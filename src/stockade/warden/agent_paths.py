@@ -94,14 +94,17 @@ def show(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
-def refuse(kind: str, path: bytes, why: str) -> NoReturn:
-    raise AgentError(kind, f"{show(path)}: {why}")
+def refuse(kind: str, path: bytes, why: str, number: int = 0) -> NoReturn:
+    """*number*: the error that the system call would have given; 0 where it would have given none."""
+    raise AgentError(kind, f"{show(path)}: {why}", number)
 
 
 def failure(error: OSError, path: bytes) -> AgentError:
     """What the server is told of a system call that failed."""
-    kind, why = _KINDS.get(error.errno or 0, ("fault", f"{os.strerror(error.errno or 0)} ({error.errno})"))
-    return AgentError(kind, f"{show(path)}: {why}")
+    number = error.errno or 0
+    kind, why = _KINDS.get(number, ("fault", f"{os.strerror(number)} ({error.errno})"))
+    # An owner that has no number inside: to the tenant that is a file which it may not change, and nothing else.
+    return AgentError(kind, f"{show(path)}: {why}", errno.EACCES if number == errno.EOVERFLOW else number)
 
 
 def clean(path: object) -> bytes:
@@ -119,9 +122,9 @@ def clean(path: object) -> bytes:
     if not data.startswith(b"/"):
         refuse("invalid", data, "the path must be absolute")
     if b"\0" in data:
-        refuse("invalid", data, "a path holds no NUL character")
+        refuse("invalid", data, "a path holds no NUL character", errno.EINVAL)
     if len(data) > _LONGEST:
-        refuse("invalid", data[:64] + b"...", "the path is too long")
+        refuse("invalid", data[:64] + b"...", "the path is too long", errno.ENAMETOOLONG)
     return b"/" + b"/".join(part for part in data.split(b"/") if part not in (b"", b"."))
 
 
@@ -191,11 +194,11 @@ def open_directory(path: bytes) -> int:
     """
     with opened(open_at(None, path, os.O_PATH)) as found:
         if not stat.S_ISDIR(os.fstat(found).st_mode):
-            refuse("invalid", path, "it is no directory")
+            refuse("invalid", path, "it is no directory", errno.ENOTDIR)
     directory = open_at(None, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
     if is_agents_own(directory):
         os.close(directory)
-        refuse("denied", path, "it is about the file agent, not about the sandbox")
+        refuse("denied", path, "it is about the file agent, not about the sandbox", errno.EACCES)
     return directory
 
 
@@ -207,18 +210,18 @@ def open_parent(path: bytes, *, make: bool = False) -> tuple[int, bytes]:
     """
     above, _, name = path.rpartition(b"/")
     if not name or name == b"..":
-        refuse("invalid", path, "it must name something in a directory")
+        refuse("invalid", path, "it must name something in a directory", errno.EINVAL)
     try:
         return open_at(None, above or b"/", os.O_PATH | os.O_DIRECTORY), name
     except FileNotFoundError:
         if not make:
             raise
     except NotADirectoryError:
-        refuse("invalid" if make else "not_found", path, "what should hold it is no directory")
+        refuse("invalid" if make else "not_found", path, "what should hold it is no directory", errno.ENOTDIR)
     try:
         return make_directories(None, above), name
     except (NotADirectoryError, FileExistsError):
-        refuse("invalid", path, "what should hold it is no directory")
+        refuse("invalid", path, "what should hold it is no directory", errno.ENOTDIR)
 
 
 def make_directories(top: int | None, path: bytes, *, mode: int = 0o755, resolve: int = 0) -> int:
@@ -268,9 +271,9 @@ def settle_link(path: bytes) -> bytes:
             except OSError:
                 return path  # no link, or nothing
             if is_proc(os.fstat(parent)):
-                refuse("denied", path, "it is one of the kernel's own links")
+                refuse("denied", path, "it is one of the kernel's own links", errno.ELOOP)
         path = clean(os.path.join(above or b"/", target).decode("utf-8", "surrogateescape"))
-    refuse("invalid", path, "it leads through too many links")
+    refuse("invalid", path, "it leads through too many links", errno.ELOOP)
 
 
 def is_proc(info: os.stat_result) -> bool:

@@ -94,6 +94,7 @@ class Process:
     oom_kills: int
     """What the sandbox had lost for want of memory when it began."""
     keep: bool = False
+    is_root: bool = False
     started: bool = False
     pid: int = 0
     """Inside the sandbox; 0 where it was never started."""
@@ -268,7 +269,14 @@ class Resident:
         """
         if process.end is not None and not process.pid:
             return
-        order = {"do": "signal", "n": process.number, "pid": process.pid, "signal": number, "tree": tree}
+        order = {
+            "do": "signal",
+            "n": process.number,
+            "pid": process.pid,
+            "signal": number,
+            "tree": tree,
+            "root": process.is_root,
+        }
         self.order(order)
 
     def demand_alive(self) -> None:
@@ -327,6 +335,7 @@ class Resident:
                 is_terminal=request.terminal is not None,
                 oom_kills=self._oom_kills(),
                 keep=request.keep,
+                is_root=request.root,
             )
             ours = []
             order = {

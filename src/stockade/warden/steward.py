@@ -7,7 +7,7 @@ limits and filter from it, so nothing ever has to enter a sandbox from outside.
 It never reads what a tenant wrote. It takes orders over its control socket, one JSON message each:
 
     {"do": "spawn", "n": 3, "argv": …, "env": …, "cwd": …, "root": false, "terminal": null}   stdin, stdout, stderr
-    {"do": "signal", "n": 3, "pid": 7, "signal": 15, "tree": false}
+    {"do": "signal", "n": 3, "pid": 7, "signal": 15, "tree": false, "root": false}
     {"do": "agent", "root": false}                                                       a socket
     {"do": "dial", "n": 4, "port": 80, "kind": "tcp"}
 
@@ -181,7 +181,7 @@ class _Steward:
         if what == "spawn":
             self._spawn(order, descriptors)
         elif what == "signal":
-            self._signal(order["n"], order["pid"], order["signal"], tree=order["tree"])
+            self._signal(order["n"], order["pid"], order["signal"], tree=order["tree"], root=order["root"])
         elif what == "agent":
             self._begin_agent(descriptors[0], root=order["root"])
         elif what == "dial":
@@ -226,8 +226,11 @@ class _Steward:
             if master >= 0:
                 os.close(master)
 
-    def _signal(self, number: int, pid: int, what: int, *, tree: bool) -> None:
-        """Send a signal to a process that the warden knows, or, once that has ended, to what is left of its group."""
+    def _signal(self, number: int, pid: int, what: int, *, tree: bool, root: bool) -> None:
+        """Send a signal to a process that the warden knows, or, once that has ended, to what is left of its group.
+
+        *root*: it was started as root, so only root sees what descends from it (`hidepid`).
+        """
         if pid not in self._pids:
             pid = next((one for one, known in self._pids.items() if known == number), pid)
         if self._pids.get(pid, number) != number:
@@ -235,7 +238,10 @@ class _Steward:
         has_ended = pid not in self._pids
         if pid <= 1:
             return
-        others = _descendants(pid, stop=what == signal.SIGKILL) if tree and not has_ended else []
+        others: list[int] = []
+        if tree and not has_ended:
+            with self._as_user(root=root):
+                others = _descendants(pid, stop=what == signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, what)
         for one in others if has_ended else (pid, *others):
@@ -306,7 +312,10 @@ class _Steward:
             try:
                 with socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as found:
                     result = found.connect_ex((address, order["port"]))
-                    if result in (0, errno.EINPROGRESS):
+                    if result == errno.EINPROGRESS:
+                        # connect(2) does not wait here; on the loopback a refusal has come by its end.
+                        result = found.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                    if result == 0:
                         self._tell({"dialled": order["n"]}, (found.fileno(),))
                         return
                     why = os.strerror(result)

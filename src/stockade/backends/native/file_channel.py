@@ -7,7 +7,9 @@ the middle of one closes the channel; what the agent was writing under a tempora
 
 import asyncio
 import contextlib
+import errno
 import json
+import os
 import re
 import socket
 from collections.abc import AsyncIterable, AsyncIterator, Callable
@@ -31,6 +33,7 @@ __all__ = ["FileChannel", "Stream"]
 _KINDS: dict[str, Callable[[str], StockadeError]] = {
     kind.code: kind for kind in (Invalid, Denied, NotFound, Conflict, LimitExceeded, Unsupported, Unavailable, Fault)
 }
+_NUMBERS = {name: number for number, name in errno.errorcode.items()}
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]")
 _LONG = 64 << 10
 """Bytes after whose transfer everybody else gets a turn of the event loop."""
@@ -164,8 +167,11 @@ class FileChannel:
         body = self._object(await self._exactly(length))
         if kind == wire.END:
             return body
-        error = _KINDS.get(str(body.get("kind")), Unavailable)
-        raise error(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(body.get("message", "")))[:2000])
+        make = _KINDS.get(str(body.get("kind")), Unavailable)
+        error = make(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(body.get("message", "")))[:2000])
+        # The number is what a dialect words the error by whose clients look for the C library's words.
+        number = _NUMBERS.get(str(body.get("errno")))
+        raise error from (None if number is None else OSError(number, os.strerror(number)))
 
     def count(self, body: dict[str, Any], name: str) -> int:
         """A number that is not negative, out of a result."""

@@ -24,6 +24,8 @@ _SILENCE_S = 10.0
 class NativeFiles:
     """Satisfies `stockade.backends.sandboxing.FileAccess`. Close it.
 
+    An error that a system call inside gave, or would have given, has that OSError as its `__cause__`.
+
     Beside what is said there, every method raises Unavailable when the channel is closed or the agent is silent for
     longer than the deadline; get another one then. One request at a time is under way, a stream until its end: whoever
     stops reading one early closes the channel.
@@ -59,8 +61,12 @@ class NativeFiles:
         most = max(0, info.size - offset)
         return info, _Data(channel, most if length is None else min(length, most))
 
-    async def write(self, path: str, content: AsyncIterable[bytes], *, mode: int = 0o644) -> int:
-        return self._channel.count(await self._channel.upload("write", content, path=path, mode=mode), "size")
+    async def write(
+        self, path: str, content: AsyncIterable[bytes], *, mode: int = 0o644, in_place: bool = False
+    ) -> int:
+        """See `FileAccess.write`. *in_place* writes to regular files, and to the devices that swallow what they get."""
+        result = await self._channel.upload("write", content, path=path, mode=mode, in_place=in_place)
+        return self._channel.count(result, "size")
 
     async def delete(self, path: str, *, recursive: bool = False) -> None:
         await self._channel.call("delete", path=path, recursive=recursive)
