@@ -34,6 +34,7 @@ __all__ = [
     "InvalidLimit",
     "LanguageUnavailable",
     "LimitExceeded",
+    "NoAnswer",
     "NotFound",
     "QueueFull",
     "StockadeError",
@@ -98,6 +99,12 @@ class Unavailable(StockadeError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(message)
+
+
+class NoAnswer(Unavailable):
+    """Nobody answered in time. Whether what was asked for has been done is not known; if not, it may yet be."""
+
+    code = "no_answer"
 
 
 class Fault(StockadeError):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,8 +147,10 @@ def test_run_and_doctor_use_it_too(place: Place) -> None:
 
 def test_with_no_warden_at_the_socket_everybody_is_told_where_it_was_looked_for(place: Place) -> None:
     named = {"STOCKADE_SANDBOX_WARDEN_SOCKET": str(place.socket)}
-    for arguments in (("serve", "--port", "0"), ("doctor",)):
-        done = place.run(NOBODY, *arguments, **named)
+    commands = (("serve", "--port", "0"), ("doctor",))
+    with ThreadPoolExecutor() as pool:  # each tries for some seconds
+        results = list(pool.map(lambda arguments: place.run(NOBODY, *arguments, **named), commands))
+    for done in results:
         assert done.returncode == 1
         assert f"cannot reach the warden at {place.socket}" in " ".join((done.stdout + done.stderr).split())
         assert "Traceback" not in done.stderr

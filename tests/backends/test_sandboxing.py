@@ -591,7 +591,11 @@ async def test_what_a_process_left_in_its_group_goes_with_it(sandboxing: Sandbox
     async with living(sandboxing) as name:
         streams = await start(sandboxing, name, "sh", "-c", "sleep 6003 & exit", process="p")
         await asyncio.wait_for(sandboxing.process_ended(name, "p"), 20)
-        assert (await ran(sandboxing, name, "pgrep", "-fc", "sleep 6003$"))[0] == b"1\n"
+
+        async def is_there() -> bool:
+            return (await ran(sandboxing, name, "pgrep", "-fc", "sleep 6003$"))[0] == b"1\n"
+
+        await eventually(is_there)
         await sandboxing.forget_process(name, "p")
 
         async def is_gone() -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from stockade.cli.sandbox_terminal import DetachKeys, parse_keys
 from tests.app.serving import command, environment
-from tests.sdk.stub import KEY, Stub, eventually, serving
+from tests.sdk.stub import KEY, SECRET, Stub, eventually, serving
 
 Sandbox = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -81,6 +81,32 @@ def test_create_prints_the_id_and_asks_for_what_was_wanted(sandbox: Sandbox, stu
         "setup": ["true"],
         "files": [{"path": "/bin/tool", "content": "f0VMRg==", "encoding": "base64", "mode": 0o755}],
     }
+
+
+def test_create_prints_an_executor_s_secret_below_the_id(sandbox: Sandbox, stub: Stub) -> None:
+    done = sandbox("create", "--executor", "--network", "exposed", "--", "sleep", "60")
+    assert (done.stdout.decode(), done.returncode) == (f"sess_000000000000\n{SECRET}\n", 0)
+    assert stub.created[0]["executor"] is True
+    assert json.loads(sandbox("create", "--executor", "--json").stdout)["executor"]["secret"] == SECRET
+    listed = sandbox("list", COLUMNS="200").stdout.decode()
+    assert "bound → 43031" in listed
+    assert SECRET not in listed
+
+
+def test_an_executor_s_secret_comes_from_a_file_or_from_standard_input(
+    sandbox: Sandbox, stub: Stub, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("from-a-file-0123456789\n")
+    assert sandbox("create", "--executor-secret-file", "secret").stdout == b"sess_000000000000\n"
+    done = sandbox("create", "--executor-secret-file", "-", stdin=b"from-a-pipe-0123456789")
+    assert done.stdout == b"sess_000000000001\n"
+    assert [one["executor"]["secret"] for one in stub.created] == ["from-a-file-0123456789", "from-a-pipe-0123456789"]
+    (tmp_path / "empty").write_text(" \n")
+    (tmp_path / "large").write_text("x" * 5000)
+    for name in ("empty", "large", "missing"):
+        done = sandbox("create", "--executor-secret-file", name)
+        assert (done.stdout, done.returncode) == (b"", 2)
+    assert len(stub.created) == 2
 
 
 def test_list_stop_and_kill(sandbox: Sandbox) -> None:

@@ -1,6 +1,7 @@
 """`stockade sandbox` against a whole server and real sandboxes."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.app.serving import Server, command, environment, serving
@@ -34,9 +36,8 @@ def server_at(port: int, folder: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Of a command that speaks to the server."""
-    port = free_port()
-    with server_at(port, tmp_path_factory.mktemp("data")):
-        yield environment(STOCKADE_URL=f"http://127.0.0.1:{port}", STOCKADE_API_KEY=KEY, TERM="dumb")
+    with server_at(free_port(), tmp_path_factory.mktemp("data")) as server:
+        yield environment(STOCKADE_URL=server.url, STOCKADE_API_KEY=KEY, TERM="dumb")
 
 
 @pytest.fixture
@@ -124,6 +125,26 @@ def test_files_and_directories_go_in_and_out(sandbox: Sandbox, made: str, tmp_pa
     assert sandbox("cp", f"{made}:tool", "-").stdout == b"#!/bin/sh\necho ran"
     done = sandbox("cp", f"{made}:/missing", "here")
     assert (len(done.stderr.splitlines()), done.returncode) == (1, 1)
+
+
+def test_a_sandbox_is_shared_with_a_client_of_the_executor_api(sandbox: Sandbox) -> None:
+    """Who has the secret alone works in the same sandbox as who has the key."""
+    done = sandbox("create", "--executor", "--network", "exposed", "--timeout", "2m", "--json", "--", "sleep", "100")
+    made = json.loads(done.stdout)
+    assert sandbox("exec", made["id"], "sh", "-c", "echo from the key > /tmp/note").returncode == 0
+    with httpx.Client(
+        base_url=made["executor"]["url"],
+        headers={"Authorization": f"Bearer {made['executor']['secret']}"},
+        trust_env=False,
+        timeout=60,
+    ) as client:
+        assert client.post("/run", json={"cmd": "cat /tmp/note"}).json()["stdout"] == "from the key\n"
+        assert client.post("/bind_port", json={"port": "8000"}).status_code == 200
+        assert sandbox("kill", made["id"]).returncode == 0
+        assert client.post("/run", json={"cmd": "true"}).status_code == 410
+    listed = json.loads(sandbox("list", "--json").stdout)
+    (found,) = [one for one in listed if one["id"] == made["id"]]
+    assert made["executor"] == found["executor"] | {"secret": made["executor"]["secret"]}
 
 
 def test_a_main_process_is_attached_to_and_its_output_kept(sandbox: Sandbox) -> None:

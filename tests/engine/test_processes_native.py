@@ -107,13 +107,20 @@ async def test_both_streams_are_told_in_the_order_in_which_they_came(shell: Shel
     assert abs(times[-1] / 1e9 - time.time()) < 30
 
 
+@pytest.mark.parametrize("script", ["echo a; echo b >&2", "echo a >&2; echo b"])
+async def test_what_a_process_printed_last_keeps_its_order(shell: Shell, script: str) -> None:
+    """Also where its end is known before its output has been looked at."""
+    for _ in range(10):
+        assert [line for _, line in await shell.shown(await shell.start(script))] == ["a", "b"]
+
+
 async def test_history_comes_first_and_then_what_is_new_for_every_reader(shell: Shell) -> None:
     id = await shell.start("echo old; while [ ! -e /tmp/go ]; do sleep 0.01; done; echo new; echo warn >&2")
     async with asyncio.timeout(30):
         readers = [shell.processes.logs(ONE, "box-1", id) for _ in range(3)]
         assert [(await anext(one)).lines for one in readers] == [[b"old"]] * 3
         await shell.do("touch /tmp/go")
-        rest = [[line async for batch in one for line in batch.lines] for one in readers]
+        rest = [await _rest(one) for one in readers]
     assert [sorted(one) for one in rest] == [[b"new", b"warn"]] * 3
     await shell.ended(id)
     assert (await shell.shown(id))[0] == (False, "old")
@@ -167,7 +174,7 @@ async def test_who_falls_behind_goes_on_with_whole_lines_up_to_the_last(shell: S
     logs = shell.processes.logs(ONE, "box-1", id)
     first = await anext(logs)
     await shell.ended(id)
-    rest = [line async for batch in logs for line in batch.lines]
+    rest = await _rest(logs)
     shown = [int(line) for line in (*first.lines, *rest)]
     assert shown == sorted(set(shown))
     assert shown[-1] == 1_100_000
@@ -236,6 +243,24 @@ async def test_a_name_is_had_once(shell: Shell) -> None:
     with pytest.raises(Conflict):
         await shell.processes.start(ONE, "box-1", ExecSpec(argv=("true",)), id=id)
     assert (await shell.ended(id)).argv == ("/bin/sh", "-c", "true")
+
+
+async def test_with_its_sandbox_a_process_and_its_readers_end(shell: Shell) -> None:
+    await shell.sandboxes.create(ONE, request("box-2", command=()))
+    spec = ExecSpec(argv=("/bin/sh", "-c", "echo up; printf half; sleep 6104"))
+    await shell.processes.start(ONE, "box-2", spec, id="p")
+    logs = shell.processes.logs(ONE, "box-2", "p")
+    assert (await anext(logs)).lines == [b"up"]
+    rest = asyncio.create_task(_rest(logs))
+    await shell.sandboxes.kill(ONE, "box-2")
+    async with asyncio.timeout(10):
+        assert await rest in ([], [b"half"])  # what is there is told, unless it is gone already
+    with pytest.raises(Conflict):
+        await shell.processes.list(ONE, "box-2")
+
+
+async def _rest(logs: AsyncIterator[Lines]) -> list[bytes]:
+    return [line async for batch in logs for line in batch.lines]
 
 
 async def test_processes_and_what_they_printed_are_there_after_a_restart(server: Server, shell: Shell) -> None:

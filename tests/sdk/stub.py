@@ -27,6 +27,8 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 KEY = "sk_" + "0123456789abcdef" * 4
+SECRET = "made-by-the-server-0123456789"
+"""Of every session's executor that has none of its own."""
 CREATED = "2026-02-03T04:05:06Z"
 START_S = 10.0
 
@@ -66,6 +68,8 @@ class Session:
     status: str = "running"
     exit_code: int | None = None
     ports: dict[int, int] = field(default_factory=dict)
+    executor: dict[str, Any] = field(default_factory=dict)
+    """What the record says of it."""
     process: asyncio.subprocess.Process | None = None
     stdout: bytearray = field(default_factory=bytearray)
     stderr: bytearray = field(default_factory=bytearray)
@@ -82,6 +86,8 @@ class Session:
                 for inside, host in self.ports.items()
             }
             known["network"] = {"mode": "exposed", "host": "localhost", "ports": ports}
+        if self.executor:
+            known["executor"] = self.executor
         return known
 
 
@@ -153,7 +159,13 @@ def application(stub: Stub) -> Starlette:
         session.ports = {one["container"]: 40000 + one["container"] for one in body.get("ports", ())}
         await start(session, body.get("command") or ["cat"], body.get("env"))
         stub.sessions[session.id] = session
-        return JSONResponse(session.record(), status_code=201)
+        answer = session.record()
+        if wanted := body.get("executor"):
+            port = 43031 if body.get("network") == "exposed" else None
+            session.executor = {"url": f"{stub.url}/koyeb-sandbox", "proxyPort": port}
+            secret = SECRET if wanted is True else wanted.get("secret", SECRET)
+            answer |= {"executor": session.executor | {"secret": secret}}
+        return JSONResponse(answer, status_code=201)
 
     async def list_(request: Request) -> Response:
         status = request.query_params.get("status")

@@ -16,6 +16,7 @@ from stockade.sdk import (
     Client,
     Conflict,
     ConnectionFailed,
+    Executor,
     LimitExceeded,
     NotFound,
     Port,
@@ -29,7 +30,7 @@ from stockade.sdk import (
     _calls,
 )
 from stockade.sdk.archives import pack, unpack
-from tests.sdk.stub import KEY, Stub, eventually
+from tests.sdk.stub import KEY, SECRET, Stub, eventually
 
 MIB = 1 << 20
 
@@ -70,6 +71,18 @@ def test_a_sandbox_is_created_as_it_was_asked_for(client: Client, stub: Stub) ->
 def test_what_is_not_given_is_not_sent(client: Client, stub: Stub) -> None:
     client.create("host")
     assert stub.created == [{"image": "host"}]
+
+
+def test_an_executor_s_secret_is_told_once(client: Client, stub: Stub) -> None:
+    made = client.create("host", network="exposed", executor=True)
+    chosen = client.create("host", executor="chosen-0123456789")
+    assert [one["executor"] for one in stub.created] == [True, {"secret": "chosen-0123456789"}]
+    assert made.executor == Executor(url=f"{stub.url}/koyeb-sandbox", secret=SECRET, proxy_port=43031)
+    assert chosen.executor == Executor(url=f"{stub.url}/koyeb-sandbox", secret="chosen-0123456789")
+    assert SECRET not in repr(made)
+    found = client.get(made.id)
+    assert found.executor == Executor(url=f"{stub.url}/koyeb-sandbox", proxy_port=43031)
+    assert client.create("host").executor is None
 
 
 def test_a_sandbox_s_life_is_followed(client: Client) -> None:

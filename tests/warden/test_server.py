@@ -204,15 +204,6 @@ def test_a_client_that_goes_at_once_leaves_nothing_running(warden: Warden, clien
     until(lambda: not sandboxed_processes("tail"))
 
 
-def test_sandboxes_made_for_runs_that_were_cancelled_are_not_kept(warden: Warden, client: Client) -> None:
-    """Beyond those that are kept ready anyway: four, a margin of two, and the process that makes them."""
-    with warden.client() as other:
-        for number in range(60):
-            other.start(request(number, *ENDLESS))
-    until(lambda: client.is_alive() and len(children(warden.pid)) <= 8)
-    client.run(request())
-
-
 def test_a_burst_of_runs_is_served_in_full(warden: Warden) -> None:
     """More than are kept ready by far, and more orders than fit into a socket at once."""
     many = 400
@@ -329,11 +320,15 @@ def test_warden_imports_the_standard_library_and_itself(tmp_path: Path) -> None:
     assert [n for n in names if n not in ("__main__", "stockade") and not n.startswith("stockade.warden")] == []
 
 
-def test_a_warden_at_rest_does_not_spin(warden: Warden, client: Client) -> None:
+def test_sandboxes_of_runs_that_were_cancelled_are_not_kept_and_a_warden_at_rest_does_not_spin(
+    warden: Warden, client: Client
+) -> None:
+    """Beyond those that are kept ready anyway: four, a margin of two, and the process that makes them."""
     with warden.client() as other:
-        for number in range(20):
+        for number in range(60):
             other.start(request(number, *ENDLESS))
-    until(lambda: client.is_alive() and len(children(warden.pid)) <= 8)
+    until(lambda: client.is_alive() and len(children(warden.pid)) <= 8, 60)
+    client.run(request())
 
     def turns() -> int:
         lines = Path(f"/proc/{warden.pid}/status").read_text(encoding="utf-8").splitlines()

@@ -11,8 +11,8 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import structlog
 import uvicorn
@@ -27,16 +27,16 @@ from stockade.app.guard import Guard
 from stockade.app.http import Parts, create_app, new_registry
 from stockade.app.logs import configure
 from stockade.app.proxy import Proxy
-from stockade.app.records import STATE, open_records, prepare_records, with_sandboxes
+from stockade.app.records import STATE, Records, open_records, prepare_records, with_sandboxes
 from stockade.app.warden import keep_warden
 from stockade.config import Config, is_loopback, parse_address
 from stockade.engine import Engine, Sandboxes
 from stockade.errors import Invalid, Unavailable
 from stockade.store.identity import server_id
-from stockade.wire.dialect import Services
+from stockade.wire.dialect import Services, SoleSandbox
 from stockade.wire.websockets import WebSocketConnection
 
-__all__ = ["Listener", "serve"]
+__all__ = ["Caretaker", "Listener", "serve"]
 
 log = structlog.get_logger()
 
@@ -91,9 +91,25 @@ class _Server(uvicorn.Server):
                 task.cancel()
 
 
+class Caretaker(Protocol):
+    """Who looks after the one sandbox that a server is there for."""
+
+    def sandbox(
+        self, engine: Engine, records: Records, *, end: Callable[[], None]
+    ) -> contextlib.AbstractAsyncContextManager[SoleSandbox]:
+        """The sandbox, during the block; ended at its end. *end* has the server end as a first signal does."""
+        ...
+
+    def on_signal(self, number: int, *, again: bool) -> None:
+        """The server was sent a signal, and ends; *again*: at once."""
+        ...
+
+
 def serve(
     config: Config,
     *,
+    only: str = "",
+    caretaker: Caretaker | None = None,
     made_key: Callable[[str], None] = lambda _: None,
     ready: Callable[[tuple[Listener, ...]], None] = lambda _: None,
 ) -> None:
@@ -102,6 +118,8 @@ def serve(
     The first signal drains: no new connections, running requests have `server.drain_s` to end. The second ends at once.
 
     Args:
+        only: the dialect that is alone on the main address; empty for the merged application.
+        caretaker: looks after the one sandbox that the server is there for; SIGHUP then ends it, too.
         made_key: called with the API key that a first start makes; nothing can show it again.
         ready: called once every listener answers.
 
@@ -115,21 +133,21 @@ def serve(
     # Whom we become must reach what it writes itself, and the socket of a warden that we keep.
     prepare_data_dir(config.data_dir, passable=user is not None)
     with lock.exclusive(config.data_dir), contextlib.ExitStack() as sockets:
-        listeners = _bind(config, sockets)
+        listeners = _bind(config, only, sockets)
         _raise_descriptor_limit()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, listeners, made_key, ready, user))
+            runner.run(_serve(config, listeners, caretaker, made_key, ready, user))
 
 
 async def _serve(
     config: Config,
     listeners: tuple[Listener, ...],
+    caretaker: Caretaker | None,
     made_key: Callable[[str], None],
     ready: Callable[[tuple[Listener, ...]], None],
     user: pwd.struct_passwd | None,
 ) -> None:
-    servers: list[_Server] = []
-    with _signals(servers) as stop:
+    with _signals(caretaker) as stop:
         # Threads keep their capabilities when the process gives up its own: those that starting needs have a pool of
         # their own, which has ended by then.
         loop = asyncio.get_running_loop()
@@ -148,7 +166,10 @@ async def _serve(
             privileges.drop(user)
             records = await stack.enter_async_context(open_records(config))
             engine = await stack.enter_async_context(with_sandboxes(config, runs, records))
-            if engine.sandboxes is not None:
+            sole: SoleSandbox | None = None
+            if caretaker is not None:
+                sole = await stack.enter_async_context(caretaker.sandbox(engine, records, end=stop.end))
+            elif engine.sandboxes is not None:
                 stack.push_async_callback(_end_sandboxes, engine.sandboxes, stop)
             parts = Parts(
                 config=config,
@@ -157,28 +178,30 @@ async def _serve(
                 accounts=records.accounts,
                 database=records.database,
                 registry=new_registry(engine),
+                sole=sole,
             )
             apps = [create_app(parts, host=one.host, only=one.dialect) for one in listeners]
             await _enter_dialect_listeners(parts, listeners, stack)
             proxied = [_proxied(config, engine, app, one.host) for app, one in zip(apps, listeners, strict=True)]
-            servers += [_Server(_uvicorn_config(config, app)) for app in proxied]
+            stop.servers += [_Server(_uvicorn_config(config, app)) for app in proxied]
             _freeze()
             async with asyncio.TaskGroup() as group:
-                for server, listener in zip(servers, listeners, strict=True):
+                for server, listener in zip(stop.servers, listeners, strict=True):
                     group.create_task(server.serve(list(listener.sockets)))
                 async with asyncio.timeout(START_S):
-                    for server in servers:
+                    for server in stop.servers:
                         await server.answering.wait()
+                stop.are_answering()
                 log.info("server.started", version=__version__, addresses=[one.url for one in listeners])
                 ready(listeners)
-            await _cancelled(servers)
+            await _cancelled(stop.servers)
     log.info("server.stopped")
 
 
-def _bind(config: Config, stack: contextlib.ExitStack) -> tuple[Listener, ...]:
+def _bind(config: Config, only: str, stack: contextlib.ExitStack) -> tuple[Listener, ...]:
     """Open every address, before anything is started that would have to be stopped again."""
     patience_s = config.server.body_timeout_s
-    listeners = [_listener("", config.server.host, config.server.port, patience_s, stack)]
+    listeners = [_listener(only, config.server.host, config.server.port, patience_s, stack)]
     for name, address in config.server.listen.items():
         if name not in registry.names("dialects"):
             raise Invalid(f"server.listen: unknown dialect {name!r}; known: {', '.join(registry.names('dialects'))}")
@@ -212,8 +235,8 @@ def _listener(dialect: str, host: str, port: int, patience_s: float, stack: cont
 
 def _why_not_bound(host: str, port: int, error: OSError) -> str:
     reasons = {
-        errno.EADDRINUSE: "the port is in use; stop the other program, or choose another port with --port",
-        errno.EACCES: "ports below 1024 need root; choose another one with --port",
+        errno.EADDRINUSE: "the port is in use; stop the other program, or choose another port (--port, or PORT)",
+        errno.EACCES: "ports below 1024 need root; choose another one (--port, or PORT)",
         errno.EADDRNOTAVAIL: "this machine has no such address; choose another one with --host",
     }
     return f"cannot listen on {host} port {port}: {reasons.get(error.errno or 0, error.strerror)}"
@@ -299,14 +322,30 @@ async def _enter_dialect_listeners(
 
 @dataclass
 class _Stop:
-    """Why the server ends."""
+    """That the server ends, and why."""
 
+    servers: list[_Server] = field(default_factory=list)
     by_hand: bool = False
     """SIGINT: somebody at a terminal."""
+    is_wanted: bool = False
+    _answer: bool = False
+
+    def end(self, *, at_once: bool = False) -> None:
+        """Have every server drain, or end *at_once*: as soon as it answers, for a start cannot be left half-way."""
+        self.is_wanted = True
+        if self._answer:
+            for server in self.servers:
+                server.end(at_once=at_once)
+
+    def are_answering(self) -> None:
+        """All servers do."""
+        self._answer = True
+        if self.is_wanted:
+            self.end()
 
 
 @contextlib.contextmanager
-def _signals(servers: list[_Server]) -> Iterator[_Stop]:
+def _signals(caretaker: Caretaker | None) -> Iterator[_Stop]:
     """SIGTERM and SIGINT: the first drains, the second ends at once. Before anything is served, any ends the start."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
@@ -317,7 +356,7 @@ def _signals(servers: list[_Server]) -> Iterator[_Stop]:
     def stop(number: int) -> None:
         nonlocal first_at
         why.by_hand = why.by_hand or number == signal.SIGINT
-        if not servers:
+        if not why.servers:
             task.cancel()
             return
         again = first_at is not None
@@ -326,10 +365,14 @@ def _signals(servers: list[_Server]) -> Iterator[_Stop]:
         elif loop.time() - first_at < SAME_SIGNAL_S:
             return
         log.info("server.stopping_at_once" if again else "server.draining")
-        for server in servers:
-            server.end(at_once=again)
+        why.end(at_once=again)
+        if caretaker is not None:
+            caretaker.on_signal(number, again=again)
 
-    handled = (signal.SIGTERM, signal.SIGINT)
+    handled = [signal.SIGTERM, signal.SIGINT]
+    if caretaker is not None and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sees to
+        # Whoever closes the terminal ends what is there for its user; a service outlives it.
+        handled.append(signal.SIGHUP)
     for number in handled:
         loop.add_signal_handler(number, stop, number)
     try:

@@ -84,6 +84,8 @@ class Reading:
     is_waited_for: bool = True
     """Whether the process is held back while they keep up, but have not read what would be overwritten. Else what they
     are late for is gone, and `OutputSlice.dropped` says so."""
+    has_endless_patience: bool = False
+    """The process is held back for as long as they take nothing at all, as by a pipe. Only for who shares its fate."""
     until_closed: bool = False
     """They are told of the process's end only when nobody holds its output open any more, its children included."""
 
@@ -245,8 +247,8 @@ class FileAccess(Protocol):
     """The files of a sandbox, read and written from *inside* it, with a tenant's rights, under a deadline.
 
     Paths are absolute. Every method raises NotFound, Invalid (a directory where a file is wanted, …), Conflict (it
-    exists), Denied (the tenant has no right to it), LimitExceeded (disk full), Unavailable (no answer in time). An error
-    that the system inside gave, or would have given, has that OSError as its `__cause__`.
+    exists), Denied (the tenant has no right to it), LimitExceeded (disk full), Unavailable (no answer in time). An
+    error that the system inside gave, or would have given, has that OSError as its `__cause__`.
     """
 
     async def stat(self, path: str) -> FileInfo: ...

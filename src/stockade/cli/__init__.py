@@ -5,6 +5,7 @@ import sys
 
 import typer
 
+from stockade.cli.executor import TO_THE_END, executor
 from stockade.cli.failures import complain
 from stockade.cli.inspect import doctor, languages, version
 from stockade.cli.keys import keys
@@ -26,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(serve)
+app.command(context_settings=TO_THE_END)(executor)
 app.command()(run)
 app.command()(languages)
 app.command()(doctor)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["sandbox"]
 
 MIB = 1024 * 1024
+SECRET_BYTES = 4096
+"""Of a file with a secret that are read; the server takes far fewer."""
 
 sandbox = typer.Typer(help="Sandboxes that live, on a server: make one, work in it, end it.", no_args_is_help=True)
 
@@ -64,6 +67,19 @@ def create(
         list[str] | None,
         typer.Option(metavar="LOCAL:PATH", help="File that is put into the image at PATH; as often as wanted."),
     ] = None,
+    executor: Annotated[
+        bool,
+        typer.Option(
+            "--executor", help="Have the executor API reach it, by a secret that is printed below the id, now only."
+        ),
+    ] = False,
+    executor_secret_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="As --executor, by the secret that FILE holds (`-`: standard input), which is not printed.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -74,6 +90,7 @@ def create(
     files = _files(file)
     ports = _ports(port)
     timeout_s, memory_mb = _measures(timeout, memory)
+    secret = None if executor_secret_file is None else _secret(executor_secret_file)
 
     async def work(client: "AsyncClient") -> None:
         made = await client.create(
@@ -90,10 +107,34 @@ def create(
             files=files,
             allow_cidrs=allow_cidr,
             allow_domains=allow_domain,
+            executor=secret or executor,
         )
-        print(json.dumps(made.raw) if as_json else made.id)
+        if as_json:
+            print(json.dumps(made.raw))
+            return
+        print(made.id)
+        if secret is None and made.executor is not None:
+            print(made.executor.secret)
 
     with_client(server, work)
+
+
+def _secret(file: str) -> str:
+    """The secret that *file* holds, without white space around it. Others can read an argument, and so it is none."""
+    try:
+        content = sys.stdin.buffer.read(SECRET_BYTES + 1) if file == "-" else _beginning(Path(file))
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="--executor-secret-file") from None
+    text = content.decode("utf-8", "replace").strip()
+    if not text or len(content) > SECRET_BYTES:
+        what = "there is no secret in it" if not text else f"more than {SECRET_BYTES} bytes are no secret"
+        raise typer.BadParameter(f"{file}: {what}", param_hint="--executor-secret-file")
+    return text
+
+
+def _beginning(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(SECRET_BYTES + 1)
 
 
 def _measures(timeout: str | None, memory: str | None) -> tuple[float | None, int | None]:
@@ -169,14 +210,16 @@ def _print(found: "list[Sandbox]") -> None:
     for title in ("Id", "Status", "Exit", "Image", "Created", "Ports"):
         table.add_column(title, no_wrap=title == "Id", overflow="fold")
     for one in found:
-        ports = one.network.ports.values() if one.network else ()
+        ports = [f"{port.container} → {escape(port.url)}" for port in one.network.ports.values()] if one.network else []
+        if one.executor is not None and one.executor.proxy_port is not None:
+            ports.append(f"bound → {one.executor.proxy_port}")
         table.add_row(
             one.id,
             escape(one.status),
             "" if one.exit_code is None else str(one.exit_code),
             escape(one.image or ""),
             one.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
-            "\n".join(f"{port.container} → {escape(port.url)}" for port in ports),
+            "\n".join(ports),
         )
     Console(highlight=False).print(table)
 

@@ -17,7 +17,7 @@ from stockade.cli.sandbox_terminal import DetachKeys, Terminal, size
 if TYPE_CHECKING:
     from stockade.sdk import AsyncProcess, Chunk
 
-__all__ = ["STDERR", "STDIN", "STDOUT", "converse", "standard_input"]
+__all__ = ["STDERR", "STDIN", "STDOUT", "Writer", "converse", "standard_input"]
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 READ_BYTES = 1 << 16
@@ -42,7 +42,7 @@ async def converse(
         SdkError: the stream is lost.
         BrokenPipeError: nobody reads our output any more.
     """
-    writer = _Writer()
+    writer = Writer()
     listening = asyncio.create_task(_listen(process, writer, is_raw=follows_size and terminal is not None))
     typing = asyncio.create_task(_type(process, keys or DetachKeys(b""))) if takes_input else None
     others = [asyncio.create_task(_follow_size(process))] if follows_size else []
@@ -65,7 +65,7 @@ async def converse(
             writer.close()
 
 
-async def _listen(process: "AsyncProcess", writer: "_Writer", *, is_raw: bool) -> None:
+async def _listen(process: "AsyncProcess", writer: "Writer", *, is_raw: bool) -> None:
     from stockade.sdk import Source, StreamFailed
 
     told, complaint = "", b""
@@ -169,7 +169,7 @@ def _stops_in_order(terminal: Terminal) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-class _Writer:
+class Writer:
     """Writes in a thread of its own, so that a reader of ours who rests (`| less`) does not keep us from hearing.
 
     The thread is a daemon: a write that never ends does not keep us from leaving either.

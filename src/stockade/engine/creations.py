@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from stockade.backends.sandboxing import MAIN, LiveExec, LiveSpec
+from stockade.backends.sandboxing import MAIN, LiveExec, LiveSpec, Reading, Streams
 from stockade.engine.builds import Builds
 from stockade.engine.images import Image, Images
 from stockade.engine.limits import LimitPolicy
@@ -39,9 +39,19 @@ class _Creation:
     actor: Actor
     is_recorded: bool = False
     """Its record is committed."""
+    reading: Reading | None = None
+    """How its caller reads the output of its main process from the beginning on; `None` where they do not."""
+    streams: Streams | None = None
+    """Of the main process, for that caller."""
     given_up: EndedBy | None = None
     """Somebody stopped or killed it meanwhile."""
     task: asyncio.Task[Sandbox] | None = None
+
+    def let_go(self) -> None:
+        """Let go of the main process, which goes on."""
+        if self.streams is not None:
+            self.streams.close()
+            self.streams = None
 
 
 class Creations:
@@ -61,18 +71,31 @@ class Creations:
 
     async def create(self, actor: Actor, request: SandboxRequest) -> Sandbox:
         """Make a sandbox for *actor*, and return its record once it runs; see `Sandboxes.create`."""
+        sandbox, _ = await self._create(actor, request, None)
+        return sandbox
+
+    async def create_attached(
+        self, actor: Actor, request: SandboxRequest, reading: Reading
+    ) -> tuple[Sandbox, Streams | None]:
+        """As `create`, with the streams of the main process; see `Sandboxes.create_attached`."""
+        return await self._create(actor, request, reading)
+
+    async def _create(
+        self, actor: Actor, request: SandboxRequest, reading: Reading | None
+    ) -> tuple[Sandbox, Streams | None]:
         image = self._images.find(request.image)
         sandbox = new_sandbox(actor, request, image, limits=self._limits, now=moment(self._lives.clock()))
         if sandbox.id in self._under_way or sandbox.id in self._lives:
             raise Conflict(f"there is a sandbox {sandbox.id} already")
-        creation = _Creation(request=request, image=image, sandbox=sandbox, actor=actor)
+        creation = _Creation(request=request, image=image, sandbox=sandbox, actor=actor, reading=reading)
         creation.task = self._lives.tasks.start(self._make(creation), name=f"create {sandbox.id}")
         self._under_way[sandbox.id] = creation
         try:
-            return await asyncio.shield(creation.task)
+            return await asyncio.shield(creation.task), creation.streams
         except asyncio.CancelledError:
             if not creation.task.cancel() and not creation.task.cancelled() and creation.task.exception() is None:
                 # It runs, and its caller will never come to know.
+                creation.let_go()
                 self._lives.tasks.background(self._lives.backend.kill(sandbox.id), name=f"kill {sandbox.id}")
             raise
 
@@ -170,9 +193,12 @@ class Creations:
         if sandbox.command:
             try:
                 async with asyncio.timeout(lives.options.make_s):
-                    (await lives.backend.exec(sandbox.id, MAIN, self._main(creation))).close()
+                    reading = creation.reading or Reading()
+                    creation.streams = await lives.backend.exec(sandbox.id, MAIN, self._main(creation), reading=reading)
             except TimeoutError:
                 raise Unavailable(f"sandbox {sandbox.id} did not start within {lives.options.make_s:g} s") from None
+            if creation.reading is None:
+                creation.let_go()
 
     def _main(self, creation: _Creation) -> LiveExec:
         request, sandbox = creation.request, creation.sandbox
@@ -186,6 +212,7 @@ class Creations:
 
     async def _take_back(self, creation: _Creation, error: BaseException) -> None:
         """Leave nothing of a creation but a record that says why it failed."""
+        creation.let_go()
         if not creation.is_recorded:
             return
         sandbox_id, lives = creation.sandbox.id, self._lives

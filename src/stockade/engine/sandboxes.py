@@ -19,7 +19,7 @@ from stockade.engine.limits import LimitPolicy
 from stockade.engine.lives import EXECUTION, Lives, moment
 from stockade.engine.reconcile import Reconciler
 from stockade.engine.sandbox_requests import checked_command, checked_environment, checked_path, checked_user
-from stockade.errors import Conflict, Invalid, InvalidLimit, NotFound, StockadeError, Unavailable
+from stockade.errors import Conflict, Invalid, InvalidLimit, NoAnswer, NotFound, StockadeError, Unavailable
 from stockade.model import (
     Actor,
     EndedBy,
@@ -135,6 +135,19 @@ class Sandboxes:
                 with another id.
         """
         return await self.creations.create(actor, request)
+
+    async def create_attached(
+        self, actor: Actor, request: SandboxRequest, *, reading: Reading = Reading()
+    ) -> tuple[Sandbox, Streams]:
+        """As `create`, and attach to the main process before it prints anything: of that nothing can be missed.
+
+        Raises:
+            Conflict: also where there is no main process.
+        """
+        sandbox, streams = await self.creations.create_attached(actor, request, reading)
+        if streams is None:
+            raise Conflict(f"sandbox {sandbox.id} has no main process; start one with exec")
+        return sandbox, streams
 
     async def get(self, actor: Actor, sandbox_id: str) -> Sandbox:
         """The record of a sandbox, as it is now.
@@ -253,7 +266,7 @@ class Sandboxes:
             raise _ended(row)
         return amended
 
-    async def attach(self, actor: Actor, sandbox_id: str) -> Streams:
+    async def attach(self, actor: Actor, sandbox_id: str, *, reading: Reading = Reading()) -> Streams:
         """The streams of the main process, from their beginning; also when it has ended by itself, while they are kept.
 
         Raises:
@@ -266,7 +279,7 @@ class Sandboxes:
         if row.state is SandboxState.ENDED and (row.is_deleted or row.ended_by not in _REPLAYED):
             raise _ended(row)
         async with self.asking(row):
-            return await self.lives.backend.open(sandbox_id, MAIN)
+            return await self.lives.backend.open(sandbox_id, MAIN, reading=reading)
 
     async def exec(
         self,
@@ -287,6 +300,7 @@ class Sandboxes:
             Invalid: it cannot be started so.
             Conflict: the sandbox does not run.
             Unavailable: it has no room for another process.
+            NoAnswer, BackendLost: nobody knows whether it has been started; it is killed.
         """
         row = await self.require_running(actor, sandbox_id)
         live = self.live_exec(row, spec)
@@ -295,8 +309,12 @@ class Sandboxes:
 
         async def start() -> Execution:
             # With *gather* it takes as long as the process does; a connection that breaks says so.
-            async with self.asking(row, within_s=None if gather else lives.options.answer_s):
-                streams = await lives.backend.exec(sandbox_id, process, live, reading=reading, gather=gather)
+            try:
+                async with self.asking(row, within_s=None if gather else lives.options.answer_s):
+                    streams = await lives.backend.exec(sandbox_id, process, live, reading=reading, gather=gather)
+            except NoAnswer:  # its caller will not come to know of it
+                lives.tasks.background(lives.backend.forget_process(sandbox_id, process), name=f"drop {process}")
+                raise
             return Execution(
                 sandbox_id=sandbox_id,
                 process=process,
@@ -419,7 +437,7 @@ class Sandboxes:
             async with asyncio.timeout(within_s):
                 yield
         except TimeoutError:
-            raise Unavailable(f"no answer about sandbox {row.id} within {within_s:g} s") from None
+            raise NoAnswer(f"no answer about sandbox {row.id} within {within_s:g} s") from None
         except NotFound as error:
             if row.state is SandboxState.ENDED:
                 raise Conflict(f"sandbox {row.id} has ended, and its output is no longer kept") from error

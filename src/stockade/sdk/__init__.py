@@ -35,6 +35,7 @@ from stockade.sdk.errors import (
 )
 from stockade.sdk.records import (
     ApiKey,
+    Executor,
     FileEntry,
     Finished,
     Network,
@@ -62,6 +63,7 @@ __all__ = [
     "ConnectionLost",
     "Content",
     "Download",
+    "Executor",
     "FileEntry",
     "Finished",
     "LimitExceeded",

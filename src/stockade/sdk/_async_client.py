@@ -109,6 +109,7 @@ class AsyncClient:
         files: Iterable[SandboxFile] = (),
         allow_cidrs: Iterable[str] | None = None,
         allow_domains: Iterable[str] | None = None,
+        executor: bool | str = False,
     ) -> Sandbox:
         """Start a sandbox. What is not given is the server's default.
 
@@ -126,6 +127,8 @@ class AsyncClient:
             allow_domains: names; it may resolve, and connect to, these only. `*.example.org` is all below.
             setup: shell commands that are run once, when the image is built.
             files: that the image gets beforehand.
+            executor: True to have the executor API reach it, by a secret that the server makes; or that secret. It is
+                in the returned record's `executor`, and nowhere else afterwards.
         """
         return await self._ask(
             _calls.create(
@@ -142,6 +145,7 @@ class AsyncClient:
                 files=files,
                 allow_cidrs=allow_cidrs,
                 allow_domains=allow_domains,
+                executor=executor,
             )
         )
 

@@ -88,6 +88,7 @@ def create(
     files: Iterable[SandboxFile],
     allow_cidrs: Iterable[str] | None,
     allow_domains: Iterable[str] | None,
+    executor: bool | str,
 ) -> Call[Sandbox]:
     resources = {
         "cpuMillis": cpu_millis,
@@ -113,6 +114,7 @@ def create(
             }
             for one in files
         ],
+        "executor": {"secret": executor} if isinstance(executor, str) else executor,
     }
     # Empty is not the same as none for these; for the others it is what the server assumes.
     told = {"command", "allowCidrs", "allowDomains"}

@@ -159,6 +159,7 @@ class Client:
         files: Iterable[SandboxFile] = (),
         allow_cidrs: Iterable[str] | None = None,
         allow_domains: Iterable[str] | None = None,
+        executor: bool | str = False,
     ) -> Sandbox:
         """Start a sandbox; see `AsyncClient.create`."""
         return self._portal.call(
@@ -176,6 +177,7 @@ class Client:
                 files=files,
                 allow_cidrs=allow_cidrs,
                 allow_domains=allow_domains,
+                executor=executor,
             )
         )
 

@@ -9,6 +9,7 @@ from stockade.sdk.errors import ProtocolError
 
 __all__ = [
     "ApiKey",
+    "Executor",
     "FileEntry",
     "Finished",
     "Network",
@@ -64,6 +65,18 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Executor:
+    """How the executor API reaches a sandbox."""
+
+    url: str
+    """Base URL, for the API's own clients."""
+    secret: str | None = field(default=None, repr=False)
+    """What opens the sandbox there; only the answer to its creation tells."""
+    proxy_port: int | None = None
+    """Port of the server's host that leads to whichever port is bound; `None` where the network is not `exposed`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sandbox:
     """What is known of a sandbox (the wire calls it a session)."""
 
@@ -81,6 +94,8 @@ class Sandbox:
     """Once it is known: 0 to 255, and 128 + n after signal n."""
     network: Network | None = None
     """`None` where no port is exposed."""
+    executor: Executor | None = None
+    """`None` where it was not asked for."""
     message: str | None = None
     """Why it failed."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -175,6 +190,7 @@ def sandbox(document: Mapping[str, Any]) -> Sandbox:
             expires_at=_optional_time(document.get("expiresAt")),
             exit_code=document.get("exitCode"),
             network=_network(document["network"]) if document.get("network") else None,
+            executor=_executor(document["executor"]) if document.get("executor") else None,
             message=document.get("message"),
             raw=document,
         )
@@ -197,6 +213,13 @@ def _network(document: Mapping[str, Any]) -> Network:
         for inside, one in (document.get("ports") or {}).items()
     }
     return Network(mode=str(document["mode"]), host=str(document.get("host", "")), ports=ports)
+
+
+def _executor(document: Mapping[str, Any]) -> Executor:
+    port = document.get("proxyPort")
+    return Executor(
+        url=str(document["url"]), secret=document.get("secret"), proxy_port=None if port is None else int(port)
+    )
 
 
 def port_address(document: Mapping[str, Any]) -> PortAddress:

@@ -12,6 +12,7 @@ One file holds all of a process:
     the ring of marks, MOST_MARKS of MARK each: which stream had come how far when
 """
 
+import math
 import os
 import struct
 import time
@@ -47,6 +48,8 @@ class Reader:
     at: list[int]
     is_patient: bool = True
     """Whether they want the process to wait for them."""
+    is_endless: bool = False
+    """Whether it is to wait however long they take."""
     until_closed: bool = False
     """Whether they are told of its end only when nobody holds its output open any more."""
     is_waited_for: bool = True
@@ -76,6 +79,8 @@ class Reader:
 
     def tries_patience(self, now: float) -> float:
         """Note that the process waits for them; returns how long it still will, and stops waiting at 0."""
+        if self.is_endless:
+            return math.inf
         if self.blocks_since is None:
             self.blocks_since, self.blocks_at = now, sum(self.at)
         left = self.blocks_since + self.patience_s - now

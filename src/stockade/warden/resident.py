@@ -295,11 +295,20 @@ class Resident:
             raise Refused("not_found", f"sandbox {self.name} has no process {name!r}")
         return found
 
-    def spawn(self, request: SpawnRequest, wait: Wait, drop: Callable[[Process], None]) -> Process:
+    def spawn(
+        self,
+        request: SpawnRequest,
+        wait: Wait,
+        *,
+        watch: Callable[[Process], None],
+        drop: Callable[[Process], None],
+    ) -> Process:
         """Have a process started; its number is answered by PID 1.
 
         Args:
-            drop: lets go of a process that has ended, to make room.
+            watch: has its output taken. Called before it can have any: only then the kernel tells which of its
+                streams had some first.
+            drop: lets go of a process: of one that has ended, to make room, or of this, where it cannot be started.
 
         Raises:
             Refused: there is one of that name, there are too many, or no descriptors are left.
@@ -347,11 +356,12 @@ class Resident:
                 "root": request.root,
                 "terminal": request.terminal,
             }
+            watch(process)
             self.order(order, tuple(theirs))
         except (OSError, Refused) as error:
             _close_all(ours)
             if process is not None:
-                process.close()
+                drop(process)
             if isinstance(error, Refused):
                 raise
             raise Refused("unavailable", f"cannot start a process: {error}") from error
@@ -437,9 +447,8 @@ class Resident:
             news.append(received)
         return news, True
 
-    def exited(self, process: Process, status: int, at: float, *, disk_full: bool) -> None:
-        """The kernel has said how a process ended."""
-        code = os.waitstatus_to_exitcode(status)
+    def exited(self, process: Process, code: int, at: float, *, disk_full: bool) -> None:
+        """The kernel has said how a process ended: its exit code, or the negative number of a signal."""
         outcome = "exited" if code >= 0 else "signaled"
         if code == -signal.SIGKILL and self._oom_kills() > process.oom_kills:
             outcome = "memory"

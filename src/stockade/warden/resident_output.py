@@ -25,6 +25,8 @@ class Loop(Protocol):
 
     def forget(self, fd: int) -> None: ...
 
+    def put_off(self, work: Callable[[], None]) -> None: ...
+
 
 class Outputs:
     """Moves output and answers readers."""
@@ -35,6 +37,11 @@ class Outputs:
         self._answer = answer
         self._refuse = refuse
         self._schedule = schedule
+
+    def watch_all(self, resident: Resident, process: Process) -> None:
+        """Take what a process prints; of one with a terminal, that is still to come."""
+        for log in process.logs:
+            self.watch(resident, process, log)
 
     def watch(self, resident: Resident, process: Process, log: Log) -> None:
         if log.source is not None:
@@ -103,6 +110,7 @@ class Outputs:
             reader = process.readers[key] = Reader(
                 at=process.starts,
                 is_patient=message.get("patient", True) is True,
+                is_endless=message.get("endless") is True,
                 until_closed=message.get("until_closed") is True,
             )
         return reader

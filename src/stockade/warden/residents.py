@@ -275,9 +275,11 @@ class Residents:
 
     def _hear(self, resident: Resident) -> None:
         news, more = resident.hear()
+        # Once PID 1 is gone, what is not known to have ended counts as killed.
+        later = self._loop.put_off if more else _now
         for message, descriptors in news:
             try:
-                self._learn(resident, message, descriptors)
+                self._learn(resident, message, descriptors, later)
             except _NONSENSE:  # PID 1 does not speak our language: it is not itself any more
                 more = False
             finally:
@@ -287,13 +289,22 @@ class Residents:
             self._loop.forget(resident.cell.control.fileno())
             resident.kill(resident.why_dead())
 
-    def _learn(self, resident: Resident, message: dict[str, Any], descriptors: list[int]) -> None:
+    def _learn(
+        self,
+        resident: Resident,
+        message: dict[str, Any],
+        descriptors: list[int],
+        later: Callable[[Callable[[], None]], None],
+    ) -> None:
         """One piece of news of PID 1's; takes from *descriptors* what it keeps."""
         if "exited" in message:
-            process = resident.by_number.get(message["exited"])
-            if process is not None and process.end is None:
-                resident.exited(process, int(message["status"]), float(message["at"]), disk_full=message["disk_full"])
-                self._end_process(resident, process)
+            number_, code = int(message["exited"]), os.waitstatus_to_exitcode(int(message["status"]))
+            at, now = float(message["at"]), time.monotonic()
+            at = at if 0 <= at <= now else now
+            is_full = message["disk_full"] is True
+            # What it printed last became ready before this did, in the order in which it did; we may have been told
+            # of this out of turn, together with something earlier of PID 1's.
+            later(lambda: self._exited(resident, number_, code, at, disk_full=is_full))
         elif "spawned" in message:
             self._spawned(resident, message, descriptors)
         elif "dialled" in message:
@@ -342,7 +353,7 @@ class Residents:
             for message, descriptors in news:
                 with contextlib.suppress(*_NONSENSE):
                     if "exited" in message or "failed" in message:
-                        self._learn(resident, message, descriptors)
+                        self._learn(resident, message, descriptors, _now)
                 for fd in descriptors:
                     os.close(fd)
         self._loop.forget(cell.control.fileno())
@@ -386,11 +397,13 @@ class Residents:
         request = SpawnRequest.parse(message)
         least = whole(message, "gather", 1 << 40, least=0) if "gather" in message else 0
         wait = Wait(client, message["id"], least=least, is_opening=True)
-        process = resident.spawn(request, wait, lambda process: self._outputs.drop(resident, process))
+        process = resident.spawn(
+            request,
+            wait,
+            watch=lambda process: self._outputs.watch_all(resident, process),
+            drop=lambda process: self._outputs.drop(resident, process),
+        )
         wait.reader = self._outputs.admit(client, message, process)
-        if not process.is_terminal:
-            for log in process.logs:
-                self._outputs.watch(resident, process, log)
 
     def _spawned(self, resident: Resident, message: dict[str, Any], descriptors: list[int]) -> None:
         process = resident.by_number.get(message["spawned"])
@@ -427,6 +440,12 @@ class Residents:
         elif wait is not None:
             self._outputs.hand_out(wait, process)
         if process.end is not None:
+            self._end_process(resident, process)
+
+    def _exited(self, resident: Resident, number_: int, code: int, at: float, *, disk_full: bool) -> None:
+        process = resident.by_number.get(number_)
+        if process is not None and process.end is None:
+            resident.exited(process, code, at, disk_full=disk_full)
             self._end_process(resident, process)
 
     def _end_process(self, resident: Resident, process: Process) -> None:
@@ -633,3 +652,7 @@ class Residents:
 
 def _kept_no_longer(request: StayRequest) -> StayRequest:
     return replace(request, keep_s=0.001)
+
+
+def _now(work: Callable[[], None]) -> None:
+    work()

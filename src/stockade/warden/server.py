@@ -100,6 +100,7 @@ class Server:
         self._until_unused = until_unused
         self._egress = egress
         self._epoll = select.epoll()
+        self._put_off: list[Callable[[], None]] = []
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._clients: set[_Client] = set()
         self._sandboxes: dict[Sandbox, _Client] = {}
@@ -179,10 +180,13 @@ class Server:
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _turn(self) -> None:
-        for fd, events in self._epoll.poll(self._until_next_timer()):
+        put_off, self._put_off = self._put_off, []
+        for fd, events in self._epoll.poll(0 if put_off else self._until_next_timer()):
             handler = self._handlers.get(fd)  # gone when an earlier event of this turn closed it
             if handler is not None:
                 handler(events)
+        for work in put_off:
+            work()
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             _, number, sandbox = heapq.heappop(self._timers)
@@ -217,6 +221,10 @@ class Server:
         if fd not in self._handlers:
             self._epoll.register(fd, select.EPOLLIN)
         self._handlers[fd] = handler
+
+    def put_off(self, work: Callable[[], None]) -> None:
+        """Do *work* when all has been handled that is ready now."""
+        self._put_off.append(work)
 
     def forget(self, fd: int) -> None:
         """Watch *fd* no more; it need not have been watched."""

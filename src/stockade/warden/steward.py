@@ -242,12 +242,13 @@ class _Steward:
         if tree and not has_ended:
             with self._as_user(root=root):
                 others = _descendants(pid, stop=what == signal.SIGKILL)
+        # It leads its session, and so cannot have left its process group.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, what)
-        for one in others if has_ended else (pid, *others):
-            # It has not been reaped yet, or has been stopped: the id cannot be another's.
+        for one in others:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(one, what)
+                if os.getpgid(one) != pid:
+                    os.kill(one, what)
 
     @contextlib.contextmanager
     def _as_expendable(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from stockade.app.connections import connection
 from stockade.config import Config
 from stockade.dialects.execbox.accounting import Accounting
 from stockade.dialects.execbox.edge import Edge
+from stockade.dialects.execbox.executor import ExecutorApi
 from stockade.dialects.execbox.routes import make_router
 from stockade.dialects.execbox.service import Sessions
 from stockade.dialects.execbox.settings import ExecboxSettings
@@ -110,6 +111,7 @@ async def serving(*, accounts: Any = None, rps: int = 10_000, **settings: Any) -
         limits=LimitPolicy(defaults=config.defaults, maximum=config.maximum),
         settings=of,
         image_cwd=lambda _name: "/home/user",
+        executor_api=ExecutorApi(url=of.executor_url, server=Config().server, is_merged=True),
     )
     app = FastAPI()
     app.include_router(make_router(sessions, Accounting(accounts=accounts), edge))

@@ -255,6 +255,7 @@ class FakeSandboxes:
             user="user",
             limits=request.limits,
             network=request.network,
+            secret_digest=request.secret_digest,
             labels={},
             created_at=datetime.now(UTC),
             started_at=datetime.now(UTC),

@@ -192,6 +192,7 @@ class NativeBackend:
     async def close(self) -> None:
         """See `Backend.close`."""
         self._closed = True
+        self.sandboxing.close()
         async with self._connecting:
             if self._connection is not None:
                 await self._connection.close()

@@ -72,6 +72,17 @@ class FileChannel:
             self._connection.close()
         self._received = self._buffer = memoryview(b"")
 
+    def release(self) -> socket.socket | None:
+        """Give the connection up to whoever is to use it next: this channel is closed then.
+
+        `None`, and nothing happens, where it is closed or something is under way, or was and has not been read.
+        """
+        if not self._is_open or self._turn.locked() or self._received:
+            return None
+        self._is_open = False
+        # Whoever still waits for their turn has a channel without a connection, not one that is another's by now.
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=self._connection.detach())
+
     @contextlib.asynccontextmanager
     async def in_turn(self, *, keep: bool = False) -> AsyncIterator[None]:
         """Have the channel to ourselves; with *keep* beyond the block, until `_end_turn`."""

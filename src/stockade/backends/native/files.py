@@ -7,10 +7,11 @@ import socket
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
-from stockade.errors import LimitExceeded
+from stockade.errors import LimitExceeded, StockadeError
 from stockade.model import FileInfo, FileKind
 from stockade.warden import agent_channel as wire
 
+from .agents import Place
 from .file_channel import FileChannel, Stream
 
 __all__ = ["NativeFiles"]
@@ -19,6 +20,8 @@ _EVENTS = ("created", "modified", "deleted", "renamed", "overflow")
 _MOST_LISTED = 100_000
 _MOST_NAME = 8192
 _SILENCE_S = 10.0
+_AWAKE_S = 1.0
+"""A new agent takes a few milliseconds: after so long it is the better choice, whatever the old one waits for."""
 
 
 class NativeFiles:
@@ -31,9 +34,27 @@ class NativeFiles:
     stops reading one early closes the channel.
     """
 
-    def __init__(self, connection: socket.socket, *, silence_s: float = _SILENCE_S) -> None:
-        """Take over the connected stream socket *connection*, whose other end an agent serves."""
+    def __init__(self, connection: socket.socket, *, silence_s: float = _SILENCE_S, place: Place | None = None) -> None:
+        """Take over the connected stream socket *connection*, whose other end an agent serves.
+
+        Args:
+            place: who gets the connection afterwards, where it is in order.
+        """
         self._channel = FileChannel(connection, silence_s)
+        self._place = place
+
+    async def is_awake(self) -> bool:
+        """Whether the agent answers: one that was idle may have been stopped, or be dying. Where not, this is closed.
+
+        Asked before anything that has an effect, so that nothing is ever done twice.
+        """
+        try:
+            async with asyncio.timeout(_AWAKE_S):
+                await self._channel.call("stat", path="/")
+        except (StockadeError, TimeoutError):
+            self._channel.close()
+            return False
+        return True
 
     async def stat(self, path: str) -> FileInfo:
         return _file_info(self._channel, await self._channel.call("stat", path=path))
@@ -101,6 +122,8 @@ class NativeFiles:
     async def save_layer(self, target: int, *, most_bytes: int) -> int:
         """See `FileAccess.save_layer`. (The descriptor stays with us: the bytes come over the channel.)"""
         channel = self._channel
+        if self._place is not None:
+            self._place.leave()  # nothing runs then, and nothing is to run on
         async with channel.in_turn(keep=True):
             await channel.request("save_layer")
             await channel.head()
@@ -117,8 +140,12 @@ class NativeFiles:
         return count
 
     def close(self) -> None:
-        """Hang up. Idempotent."""
-        self._channel.close()
+        """Hang up, or leave the agent to the next, where nothing is under way. Idempotent."""
+        connection = self._channel.release() if self._place is not None else None
+        if self._place is None or connection is None:
+            self._channel.close()
+        else:
+            self._place.keep(connection)
 
 
 class _Data(Stream[bytes]):

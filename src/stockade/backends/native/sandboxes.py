@@ -7,11 +7,12 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from stockade.backends.native.agents import IdleAgents
 from stockade.backends.native.connection import ANSWER_WITHIN_S, Answer, Connection, close_all, error_of, set_once
 from stockade.backends.native.files import NativeFiles
 from stockade.backends.native.streams import NativeStreams, Stdin, end_of, readers
 from stockade.backends.sandboxing import LiveExec, LiveProcess, LiveSandbox, LiveSpec, Reading
-from stockade.errors import BackendLost, Invalid, NotFound, Unavailable
+from stockade.errors import BackendLost, Invalid, NoAnswer, NotFound, Unavailable
 from stockade.model import EndedBy, NetworkMode, Outcome, Protocol, Usage
 
 __all__ = ["NativeSandboxes"]
@@ -43,6 +44,11 @@ class NativeSandboxes:
         self._permit_private = permit_private
         self._refuse = refuse
         self._stdins: dict[tuple[str, str], Stdin] = {}
+        self._agents = IdleAgents()
+
+    def close(self) -> None:
+        """Let go of what is kept for the next request. Idempotent."""
+        self._agents.close()
 
     async def create(self, name: str, spec: LiveSpec) -> LiveSandbox:
         limits, network = spec.limits, spec.network
@@ -82,9 +88,11 @@ class NativeSandboxes:
                     passed.append(os.open(spec.layer, os.O_RDONLY | os.O_CLOEXEC))
                 except FileNotFoundError:
                     raise NotFound(f"there is no layer {spec.layer.name}") from None
-            return _live(await self._ask(message, tuple(passed)))
+            made = _live(await self._ask(message, tuple(passed)))
         finally:
             close_all(passed)
+        self._agents.begin(name, limits)
+        return made
 
     async def exec(
         self, name: str, process: str, spec: LiveExec, *, reading: Reading = Reading(), gather: int = 0
@@ -117,6 +125,8 @@ class NativeSandboxes:
         connection = await self._connected()
         name, process, reader = message["sandbox"], message["process"], next(readers)
         message |= {"reader": reader, "patient": reading.is_waited_for, "until_closed": reading.until_closed}
+        if reading.has_endless_patience:
+            message["endless"] = True
         answer, fds = await self._answer(connection, message, within_s=within_s)
         facts = answer["ok"]
         stdin = None
@@ -168,26 +178,40 @@ class NativeSandboxes:
 
     async def ended(self, name: str) -> LiveSandbox:
         connection = await self._connected()
-        message, fds = await connection.ask({"op": "ended", "sandbox": name}, (), None)
+        try:
+            message, fds = await connection.ask({"op": "ended", "sandbox": name}, (), None)
+        except BackendLost:
+            self._agents.forget(name)
+            raise
+        self._agents.forget(name)
         close_all(fds)
         if "error" in message:
             raise error_of(message["error"])
         return _live(message["ok"])
 
     async def stop(self, name: str, *, grace_s: float) -> None:
+        self._agents.leave(name)
         await self._ask({"op": "stop", "sandbox": name, "grace_s": max(0.001, grace_s)})
 
     async def kill(self, name: str) -> None:
+        self._agents.leave(name)
         await self._ask({"op": "kill", "sandbox": name})
 
     async def extend(self, name: str, lifetime_s: float | None) -> None:
         await self._ask({"op": "extend", "sandbox": name, "lifetime_s": lifetime_s})
 
     async def remove(self, name: str) -> None:
+        self._agents.forget(name)
         await self._ask({"op": "remove", "sandbox": name})
 
     async def files(self, name: str, *, user: str = "user") -> NativeFiles:
         """See `Sandboxing.files`. *user*: with whose rights, `user` or `root`."""
+        place = self._agents.place(name, user)
+        idle = place.take()
+        if idle is not None:
+            files = NativeFiles(idle, place=place)
+            if await files.is_awake():
+                return files
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             await self._ask({"op": "agent", "sandbox": name, "user": user}, (theirs.fileno(),))
@@ -196,8 +220,7 @@ class NativeSandboxes:
             raise
         finally:
             theirs.close()
-        ours.setblocking(False)
-        return NativeFiles(ours)
+        return NativeFiles(ours, place=place)
 
     async def dial(self, name: str, port: int, protocol: Protocol) -> socket.socket:
         connection = await self._connected()
@@ -232,7 +255,7 @@ class NativeSandboxes:
             answer = await connection.ask(message, fds, within_s)
         except BackendLost:
             if connection.lost is None:
-                raise Unavailable(_STUCK) from None
+                raise NoAnswer(_STUCK) from None
             raise
         if "error" in answer[0]:
             close_all(answer[1])

@@ -167,10 +167,9 @@ class NativeStreams:
             data = os.pread(self._file, min(length, self._ring - place), base + place)
             if len(data) < length:
                 data += os.pread(self._file, length - len(data), base)
-            if self._ends[number] > self._ring // 2:  # else nothing can have been overwritten meanwhile
-                late = self._floor(number) - at
-                if late > 0:
-                    data, at = data[late:], at + min(late, length)
+            late = self._floor(number) - at  # asked only now: what is before it may have been overwritten meanwhile
+            if late > 0:
+                data, at = data[late:], at + min(late, length)
         return OutputSlice(data=data, at=at, dropped=at - asked)
 
     def _floor(self, number: int) -> int:
@@ -183,7 +182,7 @@ class NativeStreams:
             return ()
         found: list[Mark] = []
         first = None
-        index = max(self._next_mark, self._marks - MOST_MARKS, self._floor(2) if self._marks > MOST_MARKS // 2 else 0)
+        index = max(self._next_mark, self._marks - MOST_MARKS, self._floor(2))
         place = HEAD_BYTES + 2 * self._ring
         while index < self._marks and any(wanted):
             slot = index % MOST_MARKS

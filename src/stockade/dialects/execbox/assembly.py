@@ -5,9 +5,12 @@ from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry
 
+from stockade import registry
 from stockade.accounts import Accounts
 from stockade.dialects.execbox.accounting import Accounting
 from stockade.dialects.execbox.edge import Edge
+from stockade.dialects.execbox.executor import NAME as EXECUTOR
+from stockade.dialects.execbox.executor import ExecutorApi
 from stockade.dialects.execbox.service import Sessions
 from stockade.dialects.execbox.settings import ExecboxSettings
 from stockade.engine import Sandboxes
@@ -48,6 +51,11 @@ def _assemble(services: Services, sandboxes: Sandboxes, accounts: Accounts) -> P
             limits=sandboxes.limits,
             settings=settings,
             image_cwd=lambda name: sandboxes.images.find(name).cwd,
+            executor_api=ExecutorApi(
+                url=settings.executor_url,
+                server=services.server,
+                is_merged=EXECUTOR in (services.server.dialects or registry.names("dialects")),
+            ),
         ),
         accounting=Accounting(accounts=accounts),
         edge=Edge(

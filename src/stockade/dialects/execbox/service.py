@@ -12,6 +12,7 @@ from starlette.websockets import WebSocket
 
 from stockade.backends.sandboxing import FileAccess, Streams
 from stockade.dialects.execbox.engine_needs import Execution, Sandboxes
+from stockade.dialects.execbox.executor import ExecutorApi, executor, with_executor
 from stockade.dialects.execbox.queries import Query, to_exec, to_path
 from stockade.dialects.execbox.settings import ExecboxSettings
 from stockade.dialects.execbox.streams import Relay
@@ -52,8 +53,9 @@ class Sessions:
     settings: ExecboxSettings
     image_cwd: Callable[[str], str]
     """Working directory of an image; raises UnknownImage."""
+    executor_api: ExecutorApi
 
-    async def create(self, actor: Actor, body: CreateBody) -> dict[str, Any]:
+    async def create(self, actor: Actor, body: CreateBody, *, executor_url: str) -> dict[str, Any]:
         """Start a session; it runs when this returns."""
         needs_base = any(not file.path.startswith("/") for file in body.files or ())
         measures = Measures(
@@ -62,14 +64,20 @@ class Sessions:
             actor=actor,
             cwd=self.image_cwd(body.image) if needs_base else "/",
         )
-        sandbox = await self.sandboxes.create(actor, to_request(body, measures, id=new_id()))
-        return created(sandbox, self.settings.url_host)
+        request, secret = to_request(body, measures, id=new_id()), None
+        if body.executor is not None:
+            request, secret = with_executor(request, body.executor, self.executor_api)
+        sandbox = await self.sandboxes.create(actor, request)
+        return created(sandbox, self.settings.url_host) | executor(sandbox, executor_url, secret=secret)
 
-    async def read(self, actor: Actor, session_id: str) -> dict[str, Any]:
+    async def read(self, actor: Actor, session_id: str, *, executor_url: str) -> dict[str, Any]:
         """The session as it is now."""
-        return session(await self.find(actor, session_id), self.settings.url_host)
+        return self._session(await self.find(actor, session_id), executor_url)
 
-    async def list(self, actor: Actor, query: Query) -> dict[str, Any]:
+    def _session(self, sandbox: Sandbox, executor_url: str) -> dict[str, Any]:
+        return session(sandbox, self.settings.url_host) | executor(sandbox, executor_url)
+
+    async def list(self, actor: Actor, query: Query, *, executor_url: str) -> dict[str, Any]:
         """The key's sessions, newest first: all of them, or a page where the query asks for one."""
         status = query.text("status")
         states = states_of(status)
@@ -84,7 +92,7 @@ class Sessions:
                 break
         answer: dict[str, Any] = {
             "sessions": [
-                session(one, self.settings.url_host)
+                self._session(one, executor_url)
                 for one in found
                 if one.dialect == NAME and status in (None, status_of(one))
             ]
@@ -101,11 +109,11 @@ class Sessions:
         await self._asked(session_id, self.sandboxes.kill(actor, _checked(session_id)))
         return {"status": "killed"}
 
-    async def extend(self, actor: Actor, session_id: str, body: ExtendBody) -> dict[str, Any]:
+    async def extend(self, actor: Actor, session_id: str, body: ExtendBody, *, executor_url: str) -> dict[str, Any]:
         """Set the life that is left."""
         lifetime_s = body.timeout_ms / 1000
         sandbox = await self._asked(session_id, self.sandboxes.extend(actor, _checked(session_id), lifetime_s))
-        return session(sandbox, self.settings.url_host)
+        return self._session(sandbox, executor_url)
 
     async def url(self, actor: Actor, session_id: str, query: Query) -> dict[str, Any]:
         """Where clients reach one of its ports."""

@@ -51,17 +51,21 @@ def add_sessions(router: APIRouter, sessions: Sessions, edge: Edge) -> None:
 
 
 def _add_collection(router: APIRouter, sessions: Sessions, edge: Edge) -> None:
+    url_for = sessions.executor_api.url_for
+
     async def create(request: Request) -> Response:
         """Start a sandbox with one main process. It runs when this answers."""
 
         async def work(actor: Actor, body: CreateBody) -> object:
-            return await while_connected(request, sessions.create(actor, body))
+            return await while_connected(request, sessions.create(actor, body, executor_url=url_for(request)))
 
         return await edge.call_with(request, CreateBody, work, status=201)
 
     async def list_all(request: Request) -> Response:
         """All sessions that were created with this key, newest first, ended ones too."""
-        return await edge.call(request, lambda actor: sessions.list(actor, query_of(request)))
+        return await edge.call(
+            request, lambda actor: sessions.list(actor, query_of(request), executor_url=url_for(request))
+        )
 
     # Without the framework's layers, which cost more than these handlers do.
     router.routes.append(
@@ -137,7 +141,8 @@ def _add_ends(router: APIRouter, sessions: Sessions, edge: Edge) -> None:
         """From now on, it lives for `timeoutMs`. (Not in the reference.)"""
 
         async def work(actor: Actor, body: ExtendBody) -> object:
-            return await sessions.extend(actor, session_id, body)
+            url = sessions.executor_api.url_for(request)
+            return await sessions.extend(actor, session_id, body, executor_url=url)
 
         return await edge.call_with(request, ExtendBody, work)
 
@@ -153,7 +158,8 @@ def _add_details(router: APIRouter, sessions: Sessions, edge: Edge) -> None:
     )
     async def read(request: Request, session_id: str) -> Response:
         """The session as it is now."""
-        return await edge.call(request, lambda actor: sessions.read(actor, session_id))
+        url = sessions.executor_api.url_for(request)
+        return await edge.call(request, lambda actor: sessions.read(actor, session_id, executor_url=url))
 
     @router.get(
         "/v1/sessions/{session_id}/url",

@@ -17,6 +17,11 @@ class ExecboxSettings:
         "localhost",
         help="Name or address under which clients reach exposed ports; it stands in their URLs.",
     )
+    executor_url: str = setting(
+        "",
+        help="URL of this server as the clients of sessions with an `executor` reach it: their `executor.url` is made "
+        "of it. Empty takes the one that the request came to; behind a proxy that speaks TLS, set it.",
+    )
     default_cpu_millis: int = setting(
         1000, at_least=100, help="`resources.cpuMillis` of a session that sets none; 1000 is one core."
     )

@@ -292,19 +292,26 @@ def session(sandbox: Sandbox, host: str) -> dict[str, Any]:
 
 
 def _published(sandbox: Sandbox, host: str) -> dict[str, Any]:
-    network = sandbox.network
-    if network.mode is not NetworkMode.EXPOSED or not network.ports:
+    network, shown = sandbox.network, _shown(sandbox)
+    if not shown:
         return {}
-    taken = {port.container for port in network.ports if port.protocol is Protocol.TCP}
+    taken = {port.container for port in shown if port.protocol is Protocol.TCP}
     ports = {
         # The protocol has room for one of TCP and UDP on a port; who asks for both gets the other under a longer name.
         f"{port.container}/udp" if port.protocol is Protocol.UDP and port.container in taken else str(port.container): {
             "hostPort": port.host,
             "url": url_of(port, host),
         }
-        for port in network.ports
+        for port in shown
     }
     return {"network": {"mode": network.mode.value, "host": host, "ports": ports}}
+
+
+def _shown(sandbox: Sandbox) -> list[Port]:
+    """Ports that stand in the session object: that of whichever port is bound is the executor's, and has no number."""
+    if sandbox.network.mode is not NetworkMode.EXPOSED:
+        return []
+    return [port for port in sandbox.network.ports if port.container != Port.BOUND]
 
 
 def url_of(port: Port, host: str) -> str:
@@ -322,8 +329,8 @@ def exposed(sandbox: Sandbox, container: int, host: str) -> dict[str, Any]:
     """
     if sandbox.state is SandboxState.ENDED:
         raise Conflict(f"session {sandbox.id} has ended")
-    found = [port for port in sandbox.network.ports if port.container == container]
-    if not found or sandbox.network.mode is not NetworkMode.EXPOSED:
+    found = [port for port in _shown(sandbox) if port.container == container]
+    if not found:
         raise NotFound(f"port {container} of session {sandbox.id} is not exposed")
     port = min(found, key=lambda one: one.protocol is Protocol.UDP)
     return {

@@ -6,8 +6,9 @@ strict: `true` is no number, `5` is no string. Unknown members are ignored, and 
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from stockade.errors import Invalid
 
@@ -21,6 +22,8 @@ __all__ = [
     "EnhancedUsageAnswer",
     "EntryAnswer",
     "Error",
+    "ExecutorAnswer",
+    "ExecutorBody",
     "ExtendBody",
     "FileBody",
     "HistoryAnswer",
@@ -29,6 +32,7 @@ __all__ = [
     "LimitsAnswer",
     "LimitsBody",
     "NetworkAnswer",
+    "NewExecutorAnswer",
     "NewKeyAnswer",
     "PortAnswer",
     "PortBody",
@@ -113,6 +117,27 @@ class FileBody(Camel):
     mode: Annotated[int, Field(ge=0, le=0o777)] | None = Field(default=None, description="Permission bits; 420 if not.")
 
 
+class ExecutorBody(Camel):
+    """A session that the executor API reaches."""
+
+    secret: str | None = Field(
+        default=None,
+        description="Opens this session alone: 16 to 256 printable ASCII characters, no space. Not set: one is made.",
+        json_schema_extra={"minLength": 16, "maxLength": 256, "pattern": "^[!-~]+$"},
+    )
+
+
+def _executor(value: object) -> object:
+    """`true` for one with a secret that we make, `false` for none."""
+    if value is True:
+        return ExecutorBody()
+    if value is None or value is False:
+        return None
+    if not isinstance(value, dict | ExecutorBody):
+        raise PydanticCustomError("executor", "must be true, false or an object")
+    return value
+
+
 class CreateBody(Camel):
     """A session to be created."""
 
@@ -135,6 +160,9 @@ class CreateBody(Camel):
     )
     setup: list[Argument] | None = Field(default=None, description="Shell commands baked into the image, in order.")
     files: list[FileBody] | None = Field(default=None, description="Files baked into the image, before `setup`.")
+    executor: Annotated[
+        ExecutorBody | None, BeforeValidator(_executor, json_schema_input_type=bool | ExecutorBody | None)
+    ] = Field(default=None, description="`true`, or an object: the executor API reaches the session, by a secret.")
 
 
 class ExtendBody(Camel):
@@ -234,14 +262,29 @@ class NetworkAnswer(Answer):
     ports: dict[str, PortAnswer] = Field(description="By the port inside.")
 
 
+class ExecutorAnswer(Answer):
+    url: str = Field(description="Base URL of the executor API.")
+    proxyPort: int | None = Field(description="Port of the host that leads to the bound port; null if not `exposed`.")
+
+
+class NewExecutorAnswer(ExecutorAnswer):
+    secret: str = Field(description="What opens the session over that API; shown only here.")
+
+
 class CreateAnswer(Answer):
     id: str
     status: str
     createdAt: str
     network: NetworkAnswer | None = None
+    executor: NewExecutorAnswer | None = None
 
 
-class SessionAnswer(CreateAnswer):
+class SessionAnswer(Answer):
+    id: str
+    status: str
+    createdAt: str
+    network: NetworkAnswer | None = None
+    executor: ExecutorAnswer | None = None
     image: str
     startedAt: str | None = None
     endedAt: str | None = None
