@@ -622,3 +622,10 @@ async def test_a_reader_who_is_not_waited_for_never_holds_anybody_back(sandboxin
                 break
         assert seen + dropped == 60_000_000
         late.close()
+
+
+async def test_a_life_of_many_days_leaves_the_backend_well(sandboxing: Sandboxing) -> None:
+    """Timers of the kernel's may count milliseconds in 31 bits, which are 24.8 days; the backend has 366 days."""
+    async with living(sandboxing, lifetime_s=300 * 86400.0) as name:
+        await sandboxing.extend(name, 31 * 86400.0)
+        assert (await ran(sandboxing, name, "true"))[2] == 0

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from stockade.warden import protocol
+from stockade.warden.server import _LONGEST_WAIT_S
 from tests.backends.sandboxes import children
 from tests.warden.raw import Client, Warden, memory_file, request, until
 
@@ -342,3 +344,16 @@ def test_sandboxes_of_runs_that_were_cancelled_are_not_kept_and_a_warden_at_rest
     until(lambda: time.monotonic() > began + 1.0)
     assert turns() - turned < 100
     assert cpu_ticks() - used < 20
+
+
+def test_the_longest_wait_is_one_that_the_kernel_takes() -> None:
+    """There may be nothing to look after but a sandbox that has a year left."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    with contextlib.closing(select.epoll()) as epoll:
+        epoll.register(reading, select.EPOLLIN)
+        os.write(writing, b"x")
+        assert epoll.poll(_LONGEST_WAIT_S) == [(reading, select.EPOLLIN)]
+        with pytest.raises(OverflowError):
+            epoll.poll(25 * 86400.0)
+    os.close(reading)
+    os.close(writing)

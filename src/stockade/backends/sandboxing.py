@@ -324,7 +324,8 @@ class Sandboxing(Protocol):
         standard error.
 
         *gather*: return only when so many bytes have come, or the end: as `read` with *least*, whose first call then
-        has its answer already. It takes as long as the process does; whoever stops waiting forgets the process.
+        has its answer already. It takes as long as the process does; whoever stops waiting forgets the process. Its
+        output is this reader's alone: once its end has been told, and nobody holds its output open, it is forgotten.
 
         Raises:
             NotFound: there is no such sandbox.

@@ -313,7 +313,9 @@ class Sandboxes:
                 async with self.asking(row, within_s=None if gather else lives.options.answer_s):
                     streams = await lives.backend.exec(sandbox_id, process, live, reading=reading, gather=gather)
             except NoAnswer:  # its caller will not come to know of it
-                lives.tasks.background(lives.backend.forget_process(sandbox_id, process), name=f"drop {process}")
+                lives.tasks.background(
+                    _forgotten(lives.backend.forget_process(sandbox_id, process)), name=f"drop {process}"
+                )
                 raise
             return Execution(
                 sandbox_id=sandbox_id,
@@ -462,8 +464,12 @@ def _ended(row: Sandbox) -> Conflict:
 
 async def _drop(starting: "asyncio.Task[Execution]", forgotten: Awaitable[None]) -> None:
     """Kill a process whose caller went away while it was being started, or while its output was gathered."""
-    with contextlib.suppress(StockadeError):
-        await forgotten
+    await _forgotten(forgotten)
     await asyncio.wait([starting])
     if not starting.cancelled() and starting.exception() is None:
         await starting.result().kill()
+
+
+async def _forgotten(forgotten: Awaitable[None]) -> None:
+    with contextlib.suppress(StockadeError):  # gone with its sandbox; or it goes with it
+        await forgotten

@@ -95,6 +95,8 @@ class Process:
     """What the sandbox had lost for want of memory when it began."""
     keep: bool = False
     is_root: bool = False
+    is_once: bool = False
+    """Whether it is forgotten once its end has been told: its output is for one reader alone."""
     started: bool = False
     pid: int = 0
     """Inside the sandbox; 0 where it was never started."""

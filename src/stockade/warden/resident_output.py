@@ -57,7 +57,7 @@ class Outputs:
         elif log.blocked and source is not None:
             self._loop.forget(source)
             self._schedule(resident, self.lose_patience(resident, time.monotonic()))
-        self._tell(process)
+        self._tell(resident, process)
 
     def lose_patience(self, resident: Resident, now: float) -> float:
         """See to logs that wait for a reader; returns when to look again."""
@@ -83,7 +83,7 @@ class Outputs:
                 log.blocked = False
                 self.watch(resident, process, log)
 
-    def _tell(self, process: Process) -> None:
+    def _tell(self, resident: Resident, process: Process) -> None:
         """Answer those who wait for output, where there is some."""
         for wait in list(process.waits):
             assert wait.reader is not None
@@ -95,11 +95,13 @@ class Outputs:
                 self.hand_out(wait, process, position)
             else:
                 self._answer(wait.client, {"re": wait.number, "ok": position}, ())
+            if process.is_once and process.is_closed and position["end"] is not None:
+                self.drop(resident, process)
 
-    def wait(self, process: Process, wait: Wait) -> None:
+    def wait(self, resident: Resident, process: Process, wait: Wait) -> None:
         """Answer once there is something to tell."""
         process.waits.append(wait)
-        self._tell(process)
+        self._tell(resident, process)
 
     @staticmethod
     def admit(client: Any, message: dict[str, Any], process: Process) -> Reader:

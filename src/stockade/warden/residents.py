@@ -404,6 +404,7 @@ class Residents:
             drop=lambda process: self._outputs.drop(resident, process),
         )
         wait.reader = self._outputs.admit(client, message, process)
+        process.is_once = least > 0
 
     def _spawned(self, resident: Resident, message: dict[str, Any], descriptors: list[int]) -> None:
         process = resident.by_number.get(message["spawned"])
@@ -436,7 +437,7 @@ class Residents:
             if process.name == MAIN:
                 resident.main_end = process.end
         if wait is not None and wait.least:
-            self._outputs.wait(process, wait)
+            self._outputs.wait(resident, process, wait)
         elif wait is not None:
             self._outputs.hand_out(wait, process)
         if process.end is not None:
@@ -483,7 +484,7 @@ class Residents:
         reader = self._outputs.admit(client, message, process)
         reader.ask(at, process.starts, process.ends)
         self._outputs.go_on(resident, process)
-        self._outputs.wait(process, Wait(client, message["id"], reader, least))
+        self._outputs.wait(resident, process, Wait(client, message["id"], reader, least))
 
     def _leave(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         resident = self._find(client, message)

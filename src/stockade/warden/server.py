@@ -36,6 +36,7 @@ __all__ = ["Server"]
 _UCRED = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
 _MOST_RUNS = 4096  # a client's at once
 _RETRY_S = 0.05  # for groups that the kernel still held
+_LONGEST_WAIT_S = 86400.0  # epoll_wait(2) counts milliseconds in an int
 _MOST_RECIPES = 1024  # a client's
 _LONGEST_REASON = 4000  # characters
 _MOST_WAITING = 64  # answers that a client has not taken: what it asks for meanwhile stays in its socket
@@ -214,7 +215,7 @@ class Server:
         for due in (self._pools.tidy_at, self._residents.until_next):
             if due < math.inf:
                 waits.append(max(0.0, due - time.monotonic()))
-        return min(waits, default=-1)
+        return min([*waits, _LONGEST_WAIT_S])
 
     def watch(self, fd: int, handler: Callable[[int], None]) -> None:
         """Have *handler* called when *fd* is readable or closed at its other end. A later one replaces it."""

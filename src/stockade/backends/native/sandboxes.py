@@ -139,7 +139,9 @@ class NativeSandboxes:
             else:
                 os.close(fds.pop())
             stdin.users += 1
-        return NativeStreams(connection, name, process, reader=reader, file=fds[0], stdin=stdin, facts=facts)
+        return NativeStreams(
+            connection, name, process, reader=reader, file=fds[0], stdin=stdin, facts=facts, is_once="gather" in message
+        )
 
     async def processes(self, name: str) -> list[LiveProcess]:
         found: list[LiveProcess] = []

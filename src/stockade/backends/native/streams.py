@@ -100,15 +100,18 @@ class NativeStreams:
         file: int,
         stdin: Stdin | None,
         facts: dict[str, Any],
+        is_once: bool = False,
     ) -> None:
         """Take over *file*, in which the warden keeps the process's output (see `stockade.warden.logs`).
 
         Args:
             reader: number by which the warden knows us.
             facts: what it has answered.
+            is_once: it forgets the process by itself when it has told us of its end.
         """
         self.pid: int = facts["pid"]
         self.refusal = None if facts["refusal"] is None else Refusal(facts["refusal"])
+        self._is_once = is_once
         self._connection = connection
         self._about = {"sandbox": sandbox, "process": process}
         self._reader = reader
@@ -243,7 +246,7 @@ class NativeStreams:
         if self._is_closed:
             return
         self._let_go()
-        if self._connection.lost is None:
+        if self._connection.lost is None and not (self._is_once and self._end is not None):
             self._connection.insist({"op": "forget", **self._about, "quiet": True})
 
     def _let_go(self) -> None:
