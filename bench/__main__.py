@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import growth, languages, machine, one_at_a_time, science, sessions, under_load
+from bench import executor, growth, languages, machine, one_at_a_time, science, sessions, under_load
 from bench.context import Bench, Options, Section
 from bench.measure import BenchError
 from bench.server import hello, serving
@@ -28,6 +28,7 @@ SECTIONS: dict[str, Section] = {
     "c": languages.c_hello,
     "go": languages.go_hello,
     "sessions": sessions.sessions,
+    "executor": executor.executor,
     "overload": under_load.overload,
     "growth": under_load.growth_figures,
     "machine": machine.facts,

@@ -26,7 +26,7 @@ __all__ = ["Container", "Docker", "docker"]
 UP_S = 40.0
 COMMAND_S = 60.0
 _TAG = "stockade-bench"
-_SMALL_PROGRAMS = tuple(f"/usr/bin/{name}" for name in ("cat", "dd", "sleep", "true"))
+_SMALL_PROGRAMS = tuple(f"/usr/bin/{name}" for name in ("cat", "dd", "sh", "sleep", "true"))
 _CHUNK = 1 << 20
 _F_SETPIPE_SZ = 1031
 _NO_PACKAGES = ("test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "__pycache__")
@@ -216,7 +216,7 @@ def _add_python(archive: tarfile.TarFile) -> None:
     text = b"root:x:0:0:root:/root:/bin/sh\n"
     users.size = len(text)
     archive.addfile(users, io.BytesIO(text))
-    files = {PYTHON, real, *_shared_libraries(real), *_SMALL_PROGRAMS}
+    files = {PYTHON, real, *_shared_libraries(real), *_SMALL_PROGRAMS, *map(os.path.realpath, _SMALL_PROGRAMS)}
     for program in _SMALL_PROGRAMS:
         files.update(_shared_libraries(program))
     for path in sorted(files):

@@ -61,19 +61,31 @@ def generator() -> str:
     return "wrk" if shutil.which("wrk") else "bench.load (wrk is not installed)"
 
 
-def closed_load(url: str, *, clients: int, seconds: float, body: bytes = BODY, expected: bytes = EXPECTED) -> Load:
+def closed_load(
+    url: str,
+    *,
+    clients: int,
+    seconds: float,
+    body: bytes = BODY,
+    expected: bytes = EXPECTED,
+    path: str = PATH,
+    headers: Sequence[str] = (),
+) -> Load:
     """*clients* at once, each asking again as soon as it is answered.
+
+    Args:
+        headers: beside what every request has, as `Name: value`.
 
     Raises:
         BenchError: an answer was wrong, or none came. Refusals (429, 503) are counted.
     """
     program = shutil.which("wrk")
     if program is None:
-        return _ours("http", url, str(clients), str(seconds), body.decode(), expected.decode())
+        return _ours("http", url, str(clients), str(seconds), body.decode(), expected.decode(), path, *headers)
     command = [
         program, "--threads", "1", "--connections", str(clients), "--duration", f"{max(1, round(seconds))}s",
-        "--timeout", "30s", "--script", str(_HERE / "hello.lua"), f"{url}{PATH}", "--",
-        body.decode(), expected.decode(),
+        "--timeout", "30s", "--script", str(_HERE / "hello.lua"), f"{url}{path}", "--",
+        body.decode(), expected.decode(), *headers,
     ]  # fmt: skip
     output, cpu_s = _do(command)
     line = next((line for line in output.splitlines() if line.startswith("BENCH ")), None)

@@ -1,5 +1,5 @@
 -- For wrk: the same request over and over, every answer checked, and a line of JSON at the end.
--- Arguments: the body to send, and what the body of each answer must contain.
+-- Arguments: the body to send, what the body of each answer must contain, and further headers ("Name: value").
 
 local threads = {}
 checked, wrong, refused, sample = 0, 0, 0, ""
@@ -12,6 +12,10 @@ function init(arguments)
   expected = arguments[2]
   wrk.method = "POST"
   wrk.headers["Content-Type"] = "application/json"
+  for number = 3, #arguments do
+    local name, value = string.match(arguments[number], "^([^:]+): *(.*)$")
+    wrk.headers[name] = value
+  end
   wrk.body = arguments[1]
   prepared = wrk.format()
 end

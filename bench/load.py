@@ -1,7 +1,8 @@
 """The load generator, a process of its own: it must not take time from what it measures.
 
     python -m bench.load bare SECONDS                             two bare interpreters at a time
-    python -m bench.load http URL CLIENTS SECONDS [BODY EXPECTED]  as many clients, each with one connection kept alive
+    python -m bench.load http URL CLIENTS SECONDS [BODY EXPECTED [PATH [HEADER …]]]
+                                                    as many clients, each with one connection kept alive
     python -m bench.load count URL CLIENTS RUNS                    the same, that many requests in all
 
     python -m bench.load open URL RATE SECONDS BODY EXPECTED [EVERY_S]
@@ -16,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -30,6 +31,8 @@ AT_A_TIME = 2
 SILENCE_S = 35.0
 MOST_CONNECTIONS = 3000
 BATCH = 16
+_USUAL = (BODY.decode(), EXPECTED.decode(), PATH)
+"""What `http` sends, expects, and asks, where it is not told."""
 
 
 @dataclass(eq=False)
@@ -62,13 +65,14 @@ class _Client:
         return True
 
 
-def _prepare(url: str, body: bytes) -> tuple[tuple[str, int], bytes]:
+def _prepare(url: str, body: bytes, path: str = PATH, headers: Sequence[str] = ()) -> tuple[tuple[str, int], bytes]:
     """Where to connect, and what to send."""
     parts = urlsplit(url)
     host, port = str(parts.hostname), int(parts.port or 80)
+    more = "".join(f"{header}\r\n" for header in headers)
     head = (
-        f"POST {PATH} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n{more}\r\n"
     )
     return (host, port), head.encode() + body
 
@@ -80,10 +84,17 @@ def _connect(address: tuple[str, int]) -> socket.socket:
 
 
 def http_load(
-    url: str, clients: int, more: Callable[[int, float], bool], *, body: bytes = BODY, expected: bytes = EXPECTED
+    url: str,
+    clients: int,
+    more: Callable[[int, float], bool],
+    *,
+    body: bytes = BODY,
+    expected: bytes = EXPECTED,
+    path: str = PATH,
+    headers: Sequence[str] = (),
 ) -> dict[str, float]:
     """Keep *clients* requests under way for as long as `more(sent, seconds since the start)`."""
-    address, request = _prepare(url, body)
+    address, request = _prepare(url, body, path, headers)
     selector = selectors.DefaultSelector()
     took: list[float] = []
     sent = refused = 0
@@ -261,10 +272,16 @@ def main(arguments: list[str]) -> int:
                 every_s=float(every[0]) if every else None,
             )
         elif kind == "http":
-            limit = float(rest[2])
-            content, answer = (word.encode() for word in rest[3:]) if rest[3:] else (BODY, EXPECTED)
+            url, clients, limit_s, body, expected, path, *headers = [*rest, *_USUAL[len(rest) - 3 :]]
+            limit = float(limit_s)
             result = http_load(
-                rest[0], int(rest[1]), lambda sent, seconds: seconds < limit, body=content, expected=answer
+                url,
+                int(clients),
+                lambda sent, seconds: seconds < limit,
+                body=body.encode(),
+                expected=expected.encode(),
+                path=path,
+                headers=headers,
             )
         else:
             most = int(rest[2])

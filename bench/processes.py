@@ -11,7 +11,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["PARTS", "Usage", "belongings", "kernel_workers", "machine", "memory", "parts", "peak", "resident", "usage"]
+__all__ = [
+    "PARTS",
+    "Usage",
+    "belongings",
+    "kernel_workers",
+    "machine",
+    "memory",
+    "number_inside",
+    "parts",
+    "peak",
+    "pid_namespace",
+    "resident",
+    "usage",
+]
 
 PARTS = ("server", "keeper", "warden", "mason", "templates", "sandboxes")
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -67,11 +80,11 @@ def parts(server: int) -> dict[str, list[int]]:
         elif "keeper" in command:
             found["keeper"].append(pid)
     for warden in found["warden"]:
-        namespace = _pid_namespace(warden)
+        namespace = pid_namespace(warden)
         for pid in _descendants(warden):
             if "stockade-mason" in _command(pid):
                 found["mason"].append(pid)
-            elif _pid_namespace(pid) == namespace:
+            elif pid_namespace(pid) == namespace:
                 found["templates"].append(pid)
             else:
                 found["sandboxes"].append(pid)
@@ -133,16 +146,17 @@ def belongings(found: dict[str, list[int]]) -> dict[str, int]:
     }
 
 
-def kernel_workers() -> Usage:
-    """What the kernel's own threads have used: they clear away what a run leaves, on nobody's bill."""
-    total = Usage()
+def kernel_workers() -> dict[int, Usage]:
+    """What the kernel's own threads have used, by their ids: they clear away what a run leaves, on nobody's bill."""
+    found: dict[int, Usage] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                fields = _stat(int(entry.name))
+                pid = int(entry.name)
+                fields = _stat(pid)
                 if int(fields[6]) & _KERNEL_THREAD:
-                    total += _usage(int(entry.name))
-    return total
+                    found[pid] = _usage(pid)
+    return found
 
 
 def machine() -> Usage:
@@ -180,12 +194,21 @@ def _command(pid: int) -> str:
         return ""
 
 
-def _pid_namespace(pid: int) -> str:
-    """Empty when it has ended."""
+def pid_namespace(pid: int) -> str:
+    """Its pid namespace's name; empty when it has ended."""
     try:
         return os.readlink(f"/proc/{pid}/ns/pid")
     except OSError:
         return ""
+
+
+def number_inside(pid: int) -> int:
+    """Its number in its own pid namespace; 0 when it has ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return 0
 
 
 def _stat(pid: int) -> list[bytes]:

@@ -126,7 +126,11 @@ class Client:
 
     def create(self, **body: object) -> str:
         """A sandbox that runs; its id."""
-        return str(self._ask("POST", "/v1/sessions", {"image": "host", **body}, expected=201)["id"])
+        return str(self.made(**body)["id"])
+
+    def made(self, **body: object) -> dict[str, Any]:
+        """A sandbox that runs; all that is said of it."""
+        return self._ask("POST", "/v1/sessions", {"image": "host", **body}, expected=201)
 
     def kill(self, session: str) -> None:
         """End it, and whatever it left."""
