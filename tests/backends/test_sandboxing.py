@@ -610,7 +610,7 @@ async def test_a_reader_who_is_not_waited_for_never_holds_anybody_back(sandboxin
     program = "yes 123456789 | head -c 60000000"
     async with living(sandboxing, log_bytes=128 << 10) as name:
         spec = LiveExec(argv=("sh", "-c", program), env=ENV, cwd="/tmp")
-        late = await sandboxing.exec(name, "p", spec, reading=Reading(is_waited_for=False))
+        late = await sandboxing.exec(name, "p", spec, reading=Reading(patience_s=0))
         at, seen, dropped = 0, 0, 0
         while True:
             output = await asyncio.wait_for(late.read(at, 0, most=20_000), 20)

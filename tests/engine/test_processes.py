@@ -222,10 +222,12 @@ async def test_history_comes_first_and_then_what_is_new(processes: Processes, pr
     assert process.readers == 0
 
 
-async def test_a_reader_holds_nobody_back(processes: Processes, process: Logged, backend: LoggedBackend) -> None:
+async def test_a_reader_holds_nobody_back_for_long(
+    processes: Processes, process: Logged, backend: LoggedBackend
+) -> None:
     process.finish()
     assert await collect(processes) == []
-    assert backend.readings == [Reading(is_waited_for=False, until_closed=False)]
+    assert backend.readings == [Reading(patience_s=0.2)]
 
 
 async def test_the_history_has_so_many_lines_over_both_streams(processes: Processes, process: Logged) -> None:

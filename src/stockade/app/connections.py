@@ -4,7 +4,11 @@ uvicorn by itself waits for a request's headers for ever and keeps as many bytes
 """
 
 import asyncio
+import contextlib
 import json
+import math
+import socket
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,6 +22,7 @@ MOST_HEADER_BYTES = 64 * 1024
 """Request line, headers, and whatever else of a request is no body."""
 _TOO_SLOW = (408, "Request timeout", "the request's headers did not arrive in time")
 _TOO_LONG = (431, "Request header fields too large", f"at most {MOST_HEADER_BYTES} bytes of headers are read")
+_KEEP_ALIVE: dict[int, int] = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
 _PHRASES = {408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
@@ -91,7 +96,9 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.transport = _Joining(self.transport, self.loop)
-            self.cycle.scope["extensions"] = {HANG_UP: {"left": self._left, "cut": self.transport.abort}}
+            connection: dict[object, object]
+            connection = {"left": self._left, "cut": self.transport.abort, "wait_for_reader": self._wait_for_reader}
+            self.cycle.scope["extensions"] = {HANG_UP: connection}
 
     def on_body(self, body: bytes) -> None:
         self._taken = 0
@@ -105,6 +112,19 @@ class Connection(HttpToolsProtocol):
     def _left(self) -> asyncio.Future[None]:
         self.flow.resume_reading()  # else a client that leaves is not seen to
         return self._hung_up
+
+    def _wait_for_reader(self, *, however_long: bool) -> None:
+        """Whether the kernel keeps a client that takes nothing of its answer; else it has `patience_s` (tcp(7))."""
+        connection = self.transport.get_extra_info("socket")
+        if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        with contextlib.suppress(OSError):  # it is gone already
+            # One that has died is found out all the same.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(however_long))
+            patience_ms = 0 if however_long else math.ceil(1000 * self.patience_s)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience_ms)
+            for option, value in _KEEP_ALIVE.items():
+                connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def _be_patient(self) -> None:
         self._deadline = self.loop.call_later(self.patience_s, self._lose_patience)
@@ -149,13 +169,16 @@ def connection(patience_s: float) -> type[Connection]:
 class Bounded:
     """Answers 503 at once while *most* requests are under way: more would only fill memory."""
 
-    def __init__(self, app: ASGIApp, *, most: int) -> None:
+    def __init__(self, app: ASGIApp, *, most: int, excepted: Callable[[str], bool] = lambda _: False) -> None:
+        """*excepted*: whether requests to a path are not counted, since their dialect bounds them itself."""
         self._app = app
         self._most = most
+        self._excepted = excepted
         self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # streams are long, and dialects bound them
+        # Streams are long, and dialects bound them.
+        if scope["type"] != "http" or self._excepted(scope["path"]):
             await self._app(scope, receive, send)
             return
         if self._under_way >= self._most:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import math
 import os
 import secrets
 import signal
@@ -40,7 +41,7 @@ GRACE_S = 5.0
 """Time that open requests, and the companion, have after a signal."""
 _STOPPED_S = 5.0
 """Time that the end of the companion takes to be seen, and what it said last to be written, beyond the grace."""
-_READING = Reading(has_endless_patience=True)
+_READING = Reading(patience_s=math.inf)
 """Whoever does not read our output holds the companion back, as if it had our streams itself."""
 _YEAR_S = 365 * 86400.0
 _PATIENCE_S = 300.0

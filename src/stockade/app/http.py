@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stockade import __version__, errors, registry
 from stockade.accounts import Accounts
+from stockade.app.connections import Bounded
 from stockade.app.guard import Guard
 from stockade.app.metrics import CompilationMetrics
 from stockade.config import Config, ServerConfig, is_loopback
@@ -26,6 +27,9 @@ from stockade.wire.dialect import Dialect, Services, SoleSandbox
 from stockade.wire.routes import DirectRoute
 
 __all__ = ["Parts", "create_app", "dialect_settings", "new_registry"]
+
+SPARE_REQUESTS = 256
+"""Requests beyond those that run or wait for a place: those that still send their body, health checks, metrics."""
 
 STATUS: Mapping[type[errors.StockadeError], int] = {
     errors.Invalid: 400,
@@ -143,8 +147,13 @@ def create_app(parts: Parts, *, host: str, only: str = "") -> ASGIApp:
                     return found
         return None
 
-    guarded = Direct(app=app, routes=direct)
-    return _guarded(guarded, config.server, host=host, open_access=open_access, largest_body=largest_body)
+    def bounds_itself(path: str) -> bool:
+        return any(one.bounds_itself is not None and one.bounds_itself(mounted[one.name], path) for one in dialects)
+
+    whole = Direct(app=app, routes=direct)
+    guarded = _guarded(whole, config.server, host=host, open_access=open_access, largest_body=largest_body)
+    most = config.queue.places + config.queue.length + SPARE_REQUESTS
+    return Bounded(guarded, most=most, excepted=bounds_itself)
 
 
 def _add_health(

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 
 from stockade import __version__, registry
 from stockade.app import lock, privileges
-from stockade.app.connections import Bounded, connection
+from stockade.app.connections import connection
 from stockade.app.engine import build_engine, prepare_data_dir
 from stockade.app.guard import Guard
 from stockade.app.http import Parts, create_app, new_registry
@@ -47,8 +47,6 @@ SAME_SIGNAL_S = 0.5
 """make, timeout and the like pass a signal on that their whole process group has got already: that is one, not two."""
 CANCEL_S = 5.0
 """Time that cancelled requests have to clean up."""
-SPARE_REQUESTS = 256
-"""Requests beyond those that run or wait for a place: those that still send their body, health checks, metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,13 +255,12 @@ def _freeze() -> None:
 
 
 def _proxied(config: Config, engine: Engine, app: ASGIApp, host: str) -> ASGIApp:
-    """*app*, bounded, behind what sandboxes expose: their long streams take none of its places."""
-    bounded = Bounded(app, most=config.queue.places + config.queue.length + SPARE_REQUESTS)
+    """*app* behind what sandboxes expose: their long streams take none of its places."""
     if engine.ports is None:
-        return bounded
+        return app
     open_access = is_loopback(host) or config.server.insecure
     return Proxy(
-        app=bounded,
+        app=app,
         ports=engine.ports,
         domain=config.ports.domain,
         by_path=config.ports.by_path,

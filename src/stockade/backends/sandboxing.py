@@ -81,11 +81,10 @@ class LiveExec:
 class Reading:
     """What somebody who reads a process's output wants."""
 
-    is_waited_for: bool = True
-    """Whether the process is held back while they keep up, but have not read what would be overwritten. Else what they
-    are late for is gone, and `OutputSlice.dropped` says so."""
-    has_endless_patience: bool = False
-    """The process is held back for as long as they take nothing at all, as by a pipe. Only for who shares its fate."""
+    patience_s: float = 5.0
+    """How long the process is held back for them, before something is written over that they have not read, when they
+    take next to nothing; then they are not waited for any more until they go on, and what they are late for is gone:
+    `OutputSlice.dropped` says so. Infinity holds it back as a pipe does; only for who shares its fate."""
     until_closed: bool = False
     """They are told of the process's end only when nobody holds its output open any more, its children included."""
 

@@ -35,6 +35,9 @@ _CHUNK = 1 << 18
 _MOST_HELD = 256 << 20
 """Bytes that all readers of a sandbox together may hold of long lines; from then on a line is cut to its last
 `_CHUNK`. A tenant chooses how many readers there are, and how long the lines."""
+_PATIENCE_S = 0.2
+"""So long a process is held back for a reader of its log that keeps up, so that nothing is missed of a burst; one that
+does not read costs it this once."""
 _SCANS = 4
 """Readers for whom the server may look for the beginning of what they are to be told, at the same time."""
 
@@ -240,11 +243,11 @@ class Processes:
             raise Unavailable(f"no answer about sandbox {row.id} within {within_s:g} s") from None
 
     async def _opened(self, row: Sandbox, id: str) -> Streams | None:
-        """The streams of a process, for somebody who is not waited for; `None` where its output is not kept."""
+        """The streams of a process, for somebody who is hardly waited for; `None` where its output is not kept."""
         streams = None
         async with self._sandboxes.asking(row):
             with contextlib.suppress(NotFound):
-                reading = Reading(is_waited_for=False)
+                reading = Reading(patience_s=_PATIENCE_S)
                 streams = await self._backend.open(row.id, f"{PROCESS}{id}", reading=reading)
         if streams is None:
             await self._found(row, id)

@@ -12,7 +12,6 @@ One file holds all of a process:
     the ring of marks, MOST_MARKS of MARK each: which stream had come how far when
 """
 
-import math
 import os
 import struct
 import time
@@ -27,7 +26,7 @@ MARK = struct.Struct("<QQ")
 """Nanoseconds since the epoch; twice the offset up to which the stream has come then, and 1 for standard error."""
 MOST_MARKS = 16384
 PATIENCE_S = 5.0
-"""So long a process waits for a reader that takes less than `_LEAST_STEP`."""
+"""So long a process waits for a reader that takes less than `_LEAST_STEP`, where the reader does not say otherwise."""
 _LEAST_PATIENCE_S = 0.05
 _LEAST_STEP = 64 << 10
 _SPLICE = 1 << 20
@@ -46,23 +45,22 @@ class Reader:
     """Somebody who reads a process's output: where they are in each stream."""
 
     at: list[int]
-    is_patient: bool = True
-    """Whether they want the process to wait for them."""
-    is_endless: bool = False
-    """Whether it is to wait however long they take."""
+    most_patience_s: float = PATIENCE_S
+    """How long they want the process to wait for them."""
     until_closed: bool = False
     """Whether they are told of its end only when nobody holds its output open any more."""
     is_waited_for: bool = True
     """Whether bytes that they have not read are kept."""
-    patience_s: float = PATIENCE_S
-    """How long the process waits for them."""
+    patience_s: float = field(init=False)
+    """How long the process waits for them the next time."""
     blocks_since: float | None = None
     """Since when it has been waiting, ..."""
     blocks_at: int = 0
     """... and how much they had read then."""
 
     def __post_init__(self) -> None:
-        self.is_waited_for = self.is_patient
+        self.is_waited_for = self.most_patience_s > 0
+        self.patience_s = self.most_patience_s
 
     def ask(self, at: list[int], starts: list[int], ends: list[int]) -> list[int]:
         """They have read up to *at* and want what follows; returns from where they can have it.
@@ -72,22 +70,20 @@ class Reader:
         if self.blocks_since is not None and sum(at) - self.blocks_at >= _LEAST_STEP:
             self.blocks_since = None
         if at == ends:  # caught up
-            self.patience_s, self.blocks_since = PATIENCE_S, None
+            self.patience_s, self.blocks_since = self.most_patience_s, None
         self.at = [max(one, start) for one, start in zip(at, starts, strict=True)]
-        self.is_waited_for = self.is_patient
+        self.is_waited_for = self.most_patience_s > 0
         return self.at
 
     def tries_patience(self, now: float) -> float:
         """Note that the process waits for them; returns how long it still will, and stops waiting at 0."""
-        if self.is_endless:
-            return math.inf
         if self.blocks_since is None:
             self.blocks_since, self.blocks_at = now, sum(self.at)
         left = self.blocks_since + self.patience_s - now
         if left <= 0:
             self.is_waited_for = False
             self.blocks_since = None
-            self.patience_s = max(_LEAST_PATIENCE_S, self.patience_s / 2)
+            self.patience_s = max(min(_LEAST_PATIENCE_S, self.most_patience_s), self.patience_s / 2)
         return left
 
 

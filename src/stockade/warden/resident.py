@@ -94,6 +94,8 @@ class Process:
     oom_kills: int
     """What the sandbox had lost for want of memory when it began."""
     keep: bool = False
+    charged: int = 0
+    """Bytes that `Resident` counts for it."""
     is_root: bool = False
     is_once: bool = False
     """Whether it is forgotten once its end has been told: its output is for one reader alone."""
@@ -121,6 +123,11 @@ class Process:
     def is_told(self) -> bool:
         """Whether it has ended and all that it printed is in its logs."""
         return self.end is not None and all(log.is_drained for log in self.logs)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has ended and nobody is at it: it may go where room is needed."""
+        return self.is_told and not self.readers and self.name != MAIN
 
     @property
     def is_closed(self) -> bool:
@@ -214,6 +221,11 @@ class Resident:
     """Bytes that came in from outside and that went out."""
     last_usage: dict[str, Any] = field(default_factory=dict)
     _past_bytes: int = 0
+    _charged: int = 0
+    """Bytes that all processes' output takes or may come to take: kept, since to add them up for each process that is
+    started would take longer than to start it."""
+    _passing: int = 0
+    """Processes that are not to be kept."""
     _count: int = 0
     _cpu_base: tuple[int, int] = (0, 0)
 
@@ -369,27 +381,45 @@ class Resident:
             raise Refused("unavailable", f"cannot start a process: {error}") from error
         finally:
             _close_all(theirs)
-        self.processes[process.name] = process
-        self.by_number[number] = process
+        self._enlist(process)
         self.asked[number] = wait
         return process
 
     def _make_room(self, request: SpawnRequest, drop: Callable[[Process], None]) -> None:
         """Let go of the output of processes that have ended, the oldest first, where all of it together is too much."""
-        ended = [one for one in self.processes.values() if one.is_told and not one.readers and one.name != MAIN]
-        idle = [one for one in ended if not one.keep]
-        for one in idle[: max(0, len(idle) - _MOST_REMEMBERED)]:
-            drop(one)
-        over = sum(one.kept_bytes for one in self.processes.values()) + 2 * (
-            request.log_bytes or self.request.log_bytes
-        )
-        for one in ended:
-            if over <= self.request.kept_bytes and len(self.processes) < _MOST_PROCESSES:
-                break
-            if one.name in self.processes:
-                over -= one.kept_bytes
+        if self._passing > _MOST_REMEMBERED:
+            idle = [one for one in self.processes.values() if one.is_idle and not one.keep]
+            for one in idle[: max(0, len(idle) - _MOST_REMEMBERED)]:
+                drop(one)
+        most = self.request.kept_bytes - 2 * (request.log_bytes or self.request.log_bytes)
+        if self._charged <= most and len(self.processes) < _MOST_PROCESSES:
+            return
+        for one in list(self.processes.values()):
+            if one.is_idle:
                 self.remember(one)
                 drop(one)
+                if self._charged <= most and len(self.processes) < _MOST_PROCESSES:
+                    return
+
+    def _enlist(self, process: Process) -> None:
+        self.processes[process.name] = process
+        self.by_number[process.number] = process
+        self._passing += not process.keep
+        self.recharge(process)
+
+    def delist(self, process: Process) -> None:
+        """Know nothing of a process any more. Its descriptors stay open."""
+        if self.processes.pop(process.name, None) is process:
+            self._passing -= not process.keep
+            self._charged -= process.charged
+        self.by_number.pop(process.number, None)
+
+    def recharge(self, process: Process) -> None:
+        """Count anew what a process's output takes: it has just begun or ended, or has printed after its end."""
+        if self.processes.get(process.name) is process:
+            self._charged -= process.charged
+            process.charged = process.kept_bytes
+            self._charged += process.charged
 
     def remember(self, process: Process) -> None:
         """Keep the facts of a process whose output is about to go, if it is one to be kept."""
@@ -412,7 +442,7 @@ class Resident:
         full = request.log_bytes or self.request.log_bytes
         if request.process == MAIN:
             return full
-        left = self.request.kept_bytes - sum(one.kept_bytes for one in self.processes.values())
+        left = self.request.kept_bytes - self._charged
         return min(full, max(LEAST_RING, left // 8))  # so that those that come later have some, too
 
     def _make_pipes(

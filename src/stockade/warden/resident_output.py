@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from .fields import Refused, whole
 from .logs import Log, Reader, for_reading
 from .resident import Process, Resident, Wait
+from .resident_request import patience_of
 
 __all__ = ["Answer", "Loop", "Outputs", "Refuse"]
 
@@ -50,6 +51,8 @@ class Outputs:
     def pump(self, resident: Resident, process: Process, log: Log) -> None:
         source = log.source
         going = log.pump(list(process.readers.values()), process.marks)
+        if process.end is not None:
+            resident.recharge(process)
         if not going:
             if source is not None:
                 self._loop.forget(source)
@@ -111,8 +114,7 @@ class Outputs:
         if reader is None:
             reader = process.readers[key] = Reader(
                 at=process.starts,
-                is_patient=message.get("patient", True) is True,
-                is_endless=message.get("endless") is True,
+                most_patience_s=patience_of(message),
                 until_closed=message.get("until_closed") is True,
             )
         return reader
@@ -141,8 +143,7 @@ class Outputs:
                 os.close(fd)
 
     def drop(self, resident: Resident, process: Process) -> None:
-        resident.processes.pop(process.name, None)
-        resident.by_number.pop(process.number, None)
+        resident.delist(process)
         starting = resident.asked.pop(process.number, None)
         for wait in (*process.waits, *process.enders, *([starting] if starting is not None else [])):
             self._refuse(wait.client, wait.number, Refused("not_found", "its output is not kept any longer"))

@@ -1,5 +1,6 @@
 """What a client may ask for about sandboxes that live, checked member by member. The server is not trusted."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,8 +8,19 @@ from typing import Any
 
 from .egress_policy import Policy
 from .fields import Refused, command, directory, number, texts, variables, whole
+from .logs import PATIENCE_S
 
-__all__ = ["LEAST_RING", "SpawnRequest", "StayRequest", "instance_of", "name_of", "port_of", "signal_of", "terminal_of"]
+__all__ = [
+    "LEAST_RING",
+    "SpawnRequest",
+    "StayRequest",
+    "instance_of",
+    "name_of",
+    "patience_of",
+    "port_of",
+    "signal_of",
+    "terminal_of",
+]
 
 LEAST_RING = 64 << 10
 """Bytes of a stream that are kept in any case."""
@@ -144,6 +156,14 @@ def instance_of(message: Mapping[str, Any]) -> str:
 
 def port_of(message: Mapping[str, Any]) -> int:
     return whole(message, "port", 65535)
+
+
+def patience_of(message: Mapping[str, Any]) -> float:
+    """Seconds for which a process waits for its reader."""
+    value = message.get("patience_s", PATIENCE_S)
+    if value is None:
+        return math.inf
+    return 0.0 if value == 0 else number({"patience_s": value}, "patience_s", _LONGEST_S)
 
 
 def signal_of(message: Mapping[str, Any]) -> int:

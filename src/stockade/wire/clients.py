@@ -16,7 +16,8 @@ __all__ = ["HANG_UP", "ClientGone", "address", "normal_address", "request_id", "
 T = TypeVar("T")
 HANG_UP = "stockade.hang_up"
 """ASGI extension of our server's connections: `left()` gives a future that is done once the client has hung up. To
-learn that by `receive` takes a task for each request."""
+learn that by `receive` takes a task for each request. `wait_for_reader(however_long=True)` keeps a client that takes
+nothing of its answer, for streams without an end that hold next to nothing in memory."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 

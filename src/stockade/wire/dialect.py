@@ -71,6 +71,9 @@ class Dialect:
     answers `/health` with exactly these."""
     largest_body: Callable[[Services, str], int | None] | None = None
     """Bytes that the body of a request to a path may have, where that is not the server's own limit (`None`)."""
+    bounds_itself: Callable[[Services, str], bool] | None = None
+    """Whether requests to a path may take as long as they like, and the dialect bounds how many there are: they take
+    none of the server's places."""
     refusal: Callable[[int], Response | None] | None = None
     """How the dialect, alone on an address, words what the server refuses by itself, by status (404, 405, 413, 503);
     `None` where it has no words of its own for it."""

@@ -1,6 +1,7 @@
 """Sandboxes that live, by the warden: see `stockade.backends.sandboxing`."""
 
 import asyncio
+import math
 import os
 import select
 import socket
@@ -124,9 +125,8 @@ class NativeSandboxes:
         """Ask for the streams of a process that is there, or will be."""
         connection = await self._connected()
         name, process, reader = message["sandbox"], message["process"], next(readers)
-        message |= {"reader": reader, "patient": reading.is_waited_for, "until_closed": reading.until_closed}
-        if reading.has_endless_patience:
-            message["endless"] = True
+        patience_s = reading.patience_s if math.isfinite(reading.patience_s) else None
+        message |= {"reader": reader, "patience_s": patience_s, "until_closed": reading.until_closed}
         answer, fds = await self._answer(connection, message, within_s=within_s)
         facts = answer["ok"]
         stdin = None

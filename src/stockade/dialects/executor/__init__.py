@@ -7,7 +7,8 @@ Koyeb's clients (Python, JavaScript, command line) work unchanged.  Wire: docs/d
 | `operation`, `parsing` | what an operation is, what it is given, and how that is read |
 | `replies`, `encoding`, `events`, `lines`, `output` | what is answered, and how output becomes JSON and events |
 | `commands`, `processes`, `ports`, `files` | the operations |
-| `edge`, `access`, `failures`, `metrics` | who asks, what is refused and how that is worded, what is counted |
+| `edge`, `access`, `bounds` | who asks, and how much at once |
+| `failures`, `metrics` | what is refused and how that is worded; what is counted |
 | `routes`, `settings`, `assembly` | paths; what an operator can set; how it all is put together |
 """
 
@@ -41,6 +42,11 @@ def largest_body(services: Services, path: str) -> int | None:
     return settings.max_body_bytes if path in parts_of(services).paths else None
 
 
+def bounds_itself(services: Services, path: str) -> bool:
+    """Whether *path* is one of ours: a command takes as long as it takes, and a log is followed for days."""
+    return path in parts_of(services).paths
+
+
 def worded(status: int) -> Response | None:
     """What the server refuses by itself, where it speaks nothing but this protocol."""
     return refusal(status)
@@ -53,5 +59,6 @@ dialect = Dialect(
     settings=ExecutorSettings,
     health=health,
     largest_body=largest_body,
+    bounds_itself=bounds_itself,
     refusal=worded,
 )

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from stockade import __version__
 from stockade.dialects.executor.access import Access, WrongSecrets, by_secret, sole
+from stockade.dialects.executor.bounds import Bounds
 from stockade.dialects.executor.commands import Commands
 from stockade.dialects.executor.edge import Edge
 from stockade.dialects.executor.files import file_operations
@@ -23,6 +24,9 @@ from stockade.dialects.executor.settings import ExecutorSettings
 from stockade.wire.dialect import Services
 
 __all__ = ["Parts", "parts_of"]
+
+_UNBOUNDED = 1 << 30
+"""Requests to a server whose whole purpose is one sandbox: its descriptors are the bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,10 @@ def _assemble(services: Services) -> Parts:
     edge = Edge(
         access=Access(who, wrong),
         metrics=metrics,
+        bounds=Bounds(
+            requests_per_sandbox=settings.requests_per_sandbox if only is None else _UNBOUNDED,
+            bodies_bytes=max(settings.bodies_bytes, settings.max_body_bytes),
+        ),
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=services.server.body_timeout_s,
     )

@@ -52,7 +52,7 @@ _STOPPING = "The server is stopping; the command was killed"
 _LOST = "The sandbox ended before the command did, or was lost"
 _BY_ITSELF = frozenset({Outcome.EXITED, Outcome.PROCESSES, Outcome.DISK})
 """Outcomes of what has called exit, whatever made it do so."""
-_READING = Reading(until_closed=True, has_endless_patience=True)
+_READING = Reading(until_closed=True, patience_s=math.inf)
 """Nobody else reads it: a client that takes its time holds its command back, as a pipe would."""
 
 

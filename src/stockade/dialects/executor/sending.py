@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from stockade.wire.clients import ClientGone, while_connected
+from stockade.wire.clients import HANG_UP, ClientGone, while_connected
 
 __all__ = ["EVENTS", "Emit", "Streaming"]
 
@@ -46,13 +47,22 @@ class Streaming(Response):
         self.init_headers(headers)
         self._request = request
         self._produce = produce
-        self._close = close
+        self._is_live = headers is EVENTS
+        self._held = ExitStack()
+        self._held.callback(close)
         self._stopped = stopped
+
+    def hold(self, held: ExitStack) -> None:
+        """Let go of *held*, too, when all is over."""
+        self._held.enter_context(held)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def emit(data: bytes) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
+        wait = scope.get("extensions", {}).get(HANG_UP, {}).get("wait_for_reader") if self._is_live else None
+        if wait is not None:
+            wait(however_long=True)  # the protocol knows no deadlines, and nothing is kept here for who is slow
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             try:
@@ -67,5 +77,7 @@ class Streaming(Response):
         except ClientGone:
             return
         finally:
-            self._close()
+            self._held.close()
+            if wait is not None:
+                wait(however_long=False)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

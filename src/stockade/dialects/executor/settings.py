@@ -18,6 +18,18 @@ class ExecutorSettings:
         at_least=64 * 1024,
         help="Largest body of a request: what a file is written with comes in one. Larger ones are answered with 413.",
     )
+    bodies_bytes: int = setting(
+        512 * _MIB,
+        at_least=64 * 1024,
+        help="Bytes of large bodies that may be in memory at once, each in up to three copies. What comes beyond that "
+        "is answered with 503, and clients send it again. At least `max_body_bytes`.",
+    )
+    requests_per_sandbox: int = setting(
+        512,
+        at_least=1,
+        help="Requests for one sandbox that may be under way at once, readers of logs among them; more get 503. "
+        "`stockade executor` has no such bound.",
+    )
     max_output_bytes: int = setting(
         256 * _MIB,
         at_least=_MIB,
