@@ -178,7 +178,7 @@ class Bounded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Streams are long, and dialects bound them.
-        if scope["type"] != "http" or self._excepted(scope["path"]):
+        if scope["type"] != "http" or self._excepted(scope.get("path", "")):
             await self._app(scope, receive, send)
             return
         if self._under_way >= self._most:

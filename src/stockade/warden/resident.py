@@ -276,10 +276,11 @@ class Resident:
         except OSError as error:
             raise Refused("conflict", f"sandbox {self.name} has ended") from error
 
-    def signal(self, process: Process, number: int, *, tree: bool) -> None:
+    def signal(self, process: Process, number: int, *, tree: bool, holding: tuple[int, ...] = ()) -> None:
         """Have a process, and its process group, sent a signal; with *tree* also what descends from it. Raises Refused.
 
-        Of one that has ended, what it left in its process group gets it.
+        Of one that has ended, what it left in its process group gets it. *holding*: descriptors that stay open until
+        it has been sent.
         """
         if process.end is not None and not process.pid:
             return
@@ -291,7 +292,7 @@ class Resident:
             "tree": tree,
             "root": process.is_root,
         }
-        self.order(order)
+        self.order(order, holding)
 
     def demand_alive(self) -> None:
         """Raises Refused (`conflict`) when it has ended."""

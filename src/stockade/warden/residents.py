@@ -549,7 +549,10 @@ class Residents:
                 raise Refused("invalid", "the main process goes with its sandbox")
             if not process.is_closed and resident.ended is None:
                 with contextlib.suppress(Refused):
-                    resident.signal(process, 9, tree=True)
+                    # Its pipes break only once it has been killed: else it may end of that, and what has a session of
+                    # its own is no longer found below it.
+                    pipes = tuple(log.source for log in process.logs if log.source is not None)
+                    resident.signal(process, 9, tree=True, holding=pipes)
             self._outputs.drop(resident, process)
         resident.forget_past(name)
         if message.get("quiet") is not True:
