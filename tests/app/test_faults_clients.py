@@ -200,15 +200,18 @@ async def test_above_so_many_requests_all_are_told_to_come_again() -> None:
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    bounded = Bounded(app, most=1)
+    bounded = Bounded(app, most=1, excepted=lambda path: path == "/run")
     first = asyncio.ensure_future(bounded({"type": "http"}, receive, send))
     await asyncio.sleep(0)
     await bounded({"type": "http"}, receive, send)
     assert sent[0]["status"] == 503
     assert (b"retry-after", b"1") in sent[0]["headers"]
     assert json.loads(sent[1]["body"])["error"] == "Server busy"
+    excepted = asyncio.ensure_future(bounded({"type": "http", "path": "/run"}, receive, send))
+    await asyncio.sleep(0)
+    assert len(sent) == 2, "it is let in, and takes no place"
     going_on.set()
-    await first
+    await asyncio.gather(first, excepted)
     sent.clear()
     await bounded({"type": "http"}, receive, send)
     assert not sent, "the place is free again"

@@ -336,3 +336,27 @@ def test_a_fork_bomb_stays_in_its_sandbox(executor: Executor) -> None:
 def has_no_room(answer: httpx.Response) -> bool:
     """Whether it is refused for want of processes; that may pass, so to try again is right."""
     return answer.status_code in (429, 503) and "no room for another process" in answer.text
+
+
+def test_a_stream_of_events_waits_for_its_reader_and_an_answer_does_not(tmp_path: Path) -> None:
+    """However long: the protocol has no deadlines. What lies in memory or on the disk is dropped, though."""
+    with platform(tmp_path / "data", STOCKADE_SERVER_BODY_TIMEOUT_S="1") as server:
+        executor = platform_sandbox(server)
+        cmd = f"yes {'x' * 98} | head -n 300000"
+        with executor.connect(receive_buffer=65536) as stream, executor.connect(receive_buffer=65536) as answer:
+            stream.sendall(executor.request("POST", "/run_streaming", {"cmd": cmd}))
+            answer.sendall(executor.request("POST", "/run", {"cmd": cmd}))
+            patience_is_over = time.monotonic() + 5
+            until(lambda: time.monotonic() > patience_is_over)
+            events = _received(stream)
+            assert (events.count(b"event: output"), events.count(b"event: complete")) == (300_000, 1)
+            assert b'"code":' not in _received(answer), "it was waited for"
+
+
+def _received(connection: socket.socket) -> bytes:
+    """What comes until an answer or the connection ends."""
+    received = bytearray()
+    with contextlib.suppress(ConnectionError):
+        while not received.endswith(b"0\r\n\r\n") and (piece := connection.recv(1 << 20)):
+            received += piece
+    return bytes(received)

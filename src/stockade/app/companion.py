@@ -5,13 +5,13 @@ any command. What it prints and what is typed are relayed, so that it looks as i
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import structlog
 
-from stockade.backends.sandboxing import Output, OutputSlice, ProcessEnd, Streams
+from stockade.backends.sandboxing import ProcessEnd, Streams, in_order
 from stockade.model import TerminalSize
 
 __all__ = ["Console", "relay"]
@@ -87,21 +87,6 @@ async def _listen(streams: Streams, console: Console) -> ProcessEnd:
                     log.warning("companion.output_not_read", stream=("stdout", "stderr")[is_stderr], reason=str(error))
         if output.end is not None:
             return output.end
-
-
-def in_order(output: Output) -> Iterator[tuple[bool, bytes]]:
-    """What came of both streams (standard error or not, bytes), in the order in which it did."""
-    parts: tuple[OutputSlice, OutputSlice] = (output.stdout, output.stderr)
-    at = [part.at for part in parts]
-    for mark in output.marks:
-        part = parts[mark.is_stderr]
-        end = min(mark.end, part.end)
-        if end > at[mark.is_stderr]:
-            yield mark.is_stderr, part.data[at[mark.is_stderr] - part.at : end - part.at]
-            at[mark.is_stderr] = end
-    for is_stderr, part in ((False, parts[0]), (True, parts[1])):  # of which there are no marks
-        if part.end > at[is_stderr]:
-            yield is_stderr, part.data[at[is_stderr] - part.at :]
 
 
 async def _type(streams: Streams, console: Console) -> None:

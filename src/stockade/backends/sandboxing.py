@@ -5,9 +5,10 @@ processes are there again when the server comes back.
 """
 
 import socket
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +30,7 @@ __all__ = [
     "Refusal",
     "Sandboxing",
     "Streams",
+    "in_order",
 ]
 
 MAIN = "main"
@@ -184,6 +186,25 @@ class Output:
     marks: tuple[Mark, ...] = ()
     """In which order both slices came, oldest first: every mark that lies in one of them, and for each slice the first
     that ends at its end or beyond. Marks are bounded, too: what has none is older than the first of its stream."""
+
+
+def in_order(output: Output) -> Iterator[tuple[bool, bytes]]:
+    """What was read, as pieces of standard output and standard error (whether it is the latter, and its bytes) in the
+    order in which they came.
+    """
+    slices = (output.stdout, output.stderr)
+    told = [0, 0]
+    if all(one.data for one in slices):  # else there is only one order
+        for is_stderr, marks in groupby(output.marks, key=lambda mark: mark.is_stderr):
+            one = slices[is_stderr]
+            *_, last = marks
+            end = min(last.end - one.at, len(one.data))
+            if end > told[is_stderr]:
+                yield is_stderr, one.data[told[is_stderr] : end]
+                told[is_stderr] = end
+    for is_stderr in (False, True):
+        if told[is_stderr] < len(slices[is_stderr].data):
+            yield is_stderr, slices[is_stderr].data[told[is_stderr] :]
 
 
 class Streams(Protocol):

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stockade.backends.sandboxing import Mark, Output, OutputSlice
+from stockade.backends.sandboxing import Mark, Output, OutputSlice, in_order
 from stockade.dialects.executor import lines as module
 from stockade.dialects.executor.encoding import decode
 from stockade.dialects.executor.events import event, log_events, output_events, timestamp
-from stockade.dialects.executor.lines import LineEvents, in_order
+from stockade.dialects.executor.lines import LineEvents
 from stockade.dialects.executor.output import IN_MEMORY, NoRoom, Room, Spool
 
 MIB = 1 << 20

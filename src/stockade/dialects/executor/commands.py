@@ -15,7 +15,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stockade.backends.sandboxing import Output, ProcessEnd, Reading, Refusal, Streams
+from stockade.backends.sandboxing import Output, ProcessEnd, Reading, Refusal, Streams, in_order
 from stockade.dialects.executor.documented import (
     COMMAND,
     EVENTS_ANSWER,
@@ -28,7 +28,7 @@ from stockade.dialects.executor.documented import (
 from stockade.dialects.executor.encoding import decode
 from stockade.dialects.executor.engine_needs import Execution, Sandboxes
 from stockade.dialects.executor.events import event, output_events
-from stockade.dialects.executor.lines import LineEvents, in_order
+from stockade.dialects.executor.lines import LineEvents
 from stockade.dialects.executor.metrics import Metrics
 from stockade.dialects.executor.operation import BadRequest, Caller, Fields, Operation
 from stockade.dialects.executor.output import PIECE, Room, Spool

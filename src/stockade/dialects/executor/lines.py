@@ -3,14 +3,12 @@
 A whole piece is cut at once in C; a loop over lines would cost more than the sandbox does.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterator
-from itertools import groupby
+from collections.abc import AsyncGenerator, Callable
 
-from stockade.backends.sandboxing import Output
 from stockade.dialects.executor.events import END, output_events, output_head
 from stockade.dialects.executor.output import NoRoom, Spool
 
-__all__ = ["LineEvents", "in_order"]
+__all__ = ["LineEvents"]
 
 _LONG = 64 * 1024
 """A line that has begun and is longer than that is no longer joined with what follows, again and again."""
@@ -94,22 +92,3 @@ class LineEvents:
             yield piece
         yield f'"{END}'.encode("ascii")
         self.close()
-
-
-def in_order(output: Output) -> Iterator[tuple[bool, bytes]]:
-    """What was read, as pieces of standard output and standard error (whether it is the latter, and its bytes) in the
-    order in which they came.
-    """
-    slices = (output.stdout, output.stderr)
-    told = [0, 0]
-    if all(one.data for one in slices):  # else there is only one order
-        for is_stderr, marks in groupby(output.marks, key=lambda mark: mark.is_stderr):
-            one = slices[is_stderr]
-            *_, last = marks
-            end = min(last.end - one.at, len(one.data))
-            if end > told[is_stderr]:
-                yield is_stderr, one.data[told[is_stderr] : end]
-                told[is_stderr] = end
-    for is_stderr in (False, True):
-        if told[is_stderr] < len(slices[is_stderr].data):
-            yield is_stderr, slices[is_stderr].data[told[is_stderr] :]
