@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # apt-get needs root; an ordinary user has it through sudo, where that asks no question.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
+ALONE := $(addprefix tests/,app backends faults security test_soak.py vm warden)
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 
 .PHONY: help setup serve test test-packages test-vm bench soak flame lint docs
@@ -39,7 +40,12 @@ serve: setup ## Serve on http://127.0.0.1:8080 and print how to use it
 	exec "$${scope[@]}" $(BIN)/stockade serve $(ARGS)
 
 test: setup test-packages ## Install what the tests need, then run them (ARGS='-k name' for some)
-	$(BIN)/python -m pytest $(ARGS)
+	@# Those that look at all of the host, or at how much of it is used, have it to themselves; of the others several
+	@# files run at a time.
+	@if [ -n "$(ARGS)" ]; then exec $(BIN)/python -m pytest $(ARGS); fi; \
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(addprefix --ignore=,$(ALONE)) || failed=1; \
+	$(BIN)/python -m pytest $(ALONE) || failed=1; \
+	[ -z "$${failed:-}" ]
 
 test-vm: setup ## Test pure cgroup v2 in an emulated machine (minutes; needs qemu-system-x86)
 	STOCKADE_VM_TESTS=1 $(BIN)/python -m pytest tests/vm $(ARGS)

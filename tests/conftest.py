@@ -20,14 +20,41 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
+def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """After the last test no process, mount, control group or shared-memory file of ours is there."""
     before = leftovers.snapshot()
     yield
+    if not hasattr(request.config, "workerinput"):  # else who works beside us is not done, and the controller looks
+        left = _left_behind(before)
+        assert not left, left
+
+
+_BEFORE = pytest.StashKey[leftovers.Snapshot]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    is_controller = session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput")
+    if is_controller:  # of pytest-xdist
+        session.config.stash[_BEFORE] = leftovers.snapshot()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """As `nothing_is_left_behind`, where several workers share the tests: they have all ended by now."""
+    before = session.config.stash.get(_BEFORE, None)
+    if before is not None and (left := _left_behind(before)):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(left, red=True)
+
+
+def _left_behind(before: leftovers.Snapshot) -> str:
+    """What is still there after a while, in words; empty when there is nothing."""
     deadline = time.monotonic() + 10.0
     while (left := leftovers.since(before)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not left, "left behind by the tests:\n" + "\n".join(left)
+    return "left behind by the tests:\n" + "\n".join(left) if left else ""
 
 
 @pytest.fixture(scope="session")

@@ -38,8 +38,9 @@ class LiveConfig:
     kept_bytes: int = setting(
         64 * _MIB,
         at_least=_MIB,
-        help="Bytes that the output of all processes of one sandbox together may take of this machine's memory, beside "
-        "the sandbox's own limit. Beyond it the output of those that ended first is dropped, and new ones keep less.",
+        help="Bytes of this machine's memory, beside the sandbox's own limit, that the output of all its processes may "
+        "take while they run, and as much again once they have ended. Beyond it new ones keep less, and the oldest "
+        "output is dropped.",
     )
     grace_s: float = setting(
         10.0, at_least=0, at_most=300, help="Time between SIGTERM and SIGKILL where a stop request names none."

@@ -546,19 +546,32 @@ async def test_long_lists_of_processes_come_in_parts(sandboxing: Sandboxing) -> 
 
 async def test_output_that_is_too_much_goes_and_the_facts_stay(sandboxing: Sandboxing) -> None:
     async with living(sandboxing, log_bytes=256 << 10, kept_bytes=1 << 20) as name:
-        for number in range(8):
-            streams = await start(
-                sandboxing, name, "head", "-c", "200000", "/dev/zero", process=f"p{number}", keep=True
-            )
+        for number in range(12):
+            argv = ("head", "-c", "200000", "/dev/zero")
+            streams = await start(sandboxing, name, *argv, process=f"p{number}", keep=True)
             await collect(streams)
             streams.close()
-        assert [one.name for one in await sandboxing.processes(name)] == [f"p{number}" for number in range(8)]
+        assert [one.name for one in await sandboxing.processes(name)] == [f"p{number}" for number in range(12)]
         with pytest.raises(NotFound):
             await sandboxing.open(name, "p0")
-        (await sandboxing.open(name, "p7")).close()
+        (await sandboxing.open(name, "p11")).close()
         assert (await sandboxing.process_ended(name, "p0")).end is not None
         with pytest.raises(Conflict):
             await start(sandboxing, name, "true", process="p0", keep=True)
+
+
+async def test_what_ended_keeps_its_output_however_many_run(sandboxing: Sandboxing) -> None:
+    async with living(sandboxing, log_bytes=256 << 10, kept_bytes=1 << 20) as name:
+        (await start(sandboxing, name, "echo", "first", process="first", keep=True)).close()
+        for number in range(30):
+            (await start(sandboxing, name, "sleep", "60", process=f"p{number}", keep=True)).close()
+        streams = await sandboxing.open(name, "first")
+        assert (await collect(streams))[0] == b"first\n"
+        streams.close()
+        (await start(sandboxing, name, "echo", "last", process="last", keep=True)).close()
+        streams = await sandboxing.open(name, "last")
+        assert (await collect(streams))[0] == b"last\n"
+        streams.close()
 
 
 @pytest.mark.parametrize("user", ["user", "root"])

@@ -87,7 +87,7 @@ def test_a_terminal_inside_is_a_real_one(variables: dict[str, str], made: str) -
         session.type(b"until [ \"$(stty size)\" = '40 132' ]; do :; done; echo grown\r")
         session.expect(b"\ngrown\r\n")
         session.expect(b"ready> ")
-        session.type(b"echo started; sleep 60\r")
+        session.type(b"sh -c 'echo started; exec sleep 60'\r")
         session.expect(b"\nstarted\r\n")
         session.type(b"\x03")
         session.expect(b"ready> ")

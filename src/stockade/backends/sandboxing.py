@@ -53,8 +53,8 @@ class LiveSpec:
     log_bytes: int = 1 << 20
     """Bytes of each output stream of each process that are kept; the oldest are dropped."""
     kept_bytes: int = 64 << 20
-    """Bytes that the output of all processes together may take of the host's memory. Where it would be more, the
-    output of those that have ended goes first, the oldest before the others; then new ones have smaller logs."""
+    """Bytes of the host's memory that the output of all processes that run may take, and as much again that of all that
+    have ended. Where the former would be more, new ones have smaller logs; of the latter, the oldest goes."""
     keep_s: float = 600.0
     """After its end, what is known of it and the output of its processes is kept for so long."""
 
@@ -74,7 +74,7 @@ class LiveExec:
     """Whether it can be written to; else its standard input is `/dev/null`. With a terminal it always can."""
     keep: bool = False
     """It is remembered after its end, with its output: until it is forgotten, its sandbox is, or `kept_bytes` of the
-    sandbox are used up; then those that ended first go first, output before facts."""
+    sandbox are used up; then those that began first go first, output before facts."""
     log_bytes: int | None = None
     """Bytes of each of its streams that are kept; `None` for the sandbox's own setting."""
 

@@ -101,7 +101,7 @@ class SandboxOptions:
     log_bytes: int = 1 << 20
     """Bytes kept of each output stream of each process."""
     kept_bytes: int = 64 << 20
-    """Bytes that the output of all processes of a sandbox together may take."""
+    """Bytes that the output of all processes of a sandbox that run may take; and as much of those that have ended."""
     grace_s: float = 10.0
     """Seconds between SIGTERM and SIGKILL where a stop request names none."""
     sweep_s: float = 30.0

@@ -95,7 +95,9 @@ class Process:
     """What the sandbox had lost for want of memory when it began."""
     keep: bool = False
     charged: int = 0
-    """Bytes that `Resident` counts for it."""
+    """Bytes that `Resident` counts for it, ..."""
+    charged_as_ended: bool = False
+    """... and among which."""
     is_root: bool = False
     is_once: bool = False
     """Whether it is forgotten once its end has been told: its output is for one reader alone."""
@@ -221,9 +223,11 @@ class Resident:
     """Bytes that came in from outside and that went out."""
     last_usage: dict[str, Any] = field(default_factory=dict)
     _past_bytes: int = 0
-    _charged: int = 0
-    """Bytes that all processes' output takes or may come to take: kept, since to add them up for each process that is
-    started would take longer than to start it."""
+    _may_take: int = 0
+    """Bytes that the output of processes that run may come to take, and ..."""
+    _is_taken: int = 0
+    """... that of those that have ended takes: kept, since to add them up for each process that is started would take
+    longer than to start it. Each may be `kept_bytes`, so that neither has to make room for the other."""
     _passing: int = 0
     """Processes that are not to be kept."""
     _count: int = 0
@@ -331,7 +335,7 @@ class Resident:
         self.demand_alive()
         if request.process in self.processes or request.process in self.past:
             raise Refused("conflict", f"sandbox {self.name} has a process {request.process!r} already")
-        self._make_room(request, drop)
+        self._make_room(drop)
         if len(self.processes) >= _MOST_PROCESSES:
             raise Refused("unavailable", f"{_MOST_PROCESSES} processes in one sandbox are too many")
         number = self.next_number()
@@ -386,21 +390,22 @@ class Resident:
         self.asked[number] = wait
         return process
 
-    def _make_room(self, request: SpawnRequest, drop: Callable[[Process], None]) -> None:
+    def _make_room(self, drop: Callable[[Process], None]) -> None:
         """Let go of the output of processes that have ended, the oldest first, where all of it together is too much."""
         if self._passing > _MOST_REMEMBERED:
             idle = [one for one in self.processes.values() if one.is_idle and not one.keep]
             for one in idle[: max(0, len(idle) - _MOST_REMEMBERED)]:
                 drop(one)
-        most = self.request.kept_bytes - 2 * (request.log_bytes or self.request.log_bytes)
-        if self._charged <= most and len(self.processes) < _MOST_PROCESSES:
-            return
-        for one in list(self.processes.values()):
+        for one in list(self.processes.values()) if self._is_full else []:
             if one.is_idle:
                 self.remember(one)
                 drop(one)
-                if self._charged <= most and len(self.processes) < _MOST_PROCESSES:
+                if not self._is_full:
                     return
+
+    @property
+    def _is_full(self) -> bool:
+        return self._is_taken > self.request.kept_bytes or len(self.processes) >= _MOST_PROCESSES
 
     def _enlist(self, process: Process) -> None:
         self.processes[process.name] = process
@@ -412,15 +417,24 @@ class Resident:
         """Know nothing of a process any more. Its descriptors stay open."""
         if self.processes.pop(process.name, None) is process:
             self._passing -= not process.keep
-            self._charged -= process.charged
+            self._charge(process, 0)
         self.by_number.pop(process.number, None)
 
     def recharge(self, process: Process) -> None:
         """Count anew what a process's output takes: it has just begun or ended, or has printed after its end."""
         if self.processes.get(process.name) is process:
-            self._charged -= process.charged
-            process.charged = process.kept_bytes
-            self._charged += process.charged
+            self._charge(process, process.kept_bytes)
+
+    def _charge(self, process: Process, size: int) -> None:
+        if process.charged_as_ended:
+            self._is_taken -= process.charged
+        else:
+            self._may_take -= process.charged
+        process.charged, process.charged_as_ended = size, process.end is not None
+        if process.charged_as_ended:
+            self._is_taken += size
+        else:
+            self._may_take += size
 
     def remember(self, process: Process) -> None:
         """Keep the facts of a process whose output is about to go, if it is one to be kept."""
@@ -443,7 +457,7 @@ class Resident:
         full = request.log_bytes or self.request.log_bytes
         if request.process == MAIN:
             return full
-        left = self.request.kept_bytes - self._charged
+        left = self.request.kept_bytes - self._may_take
         return min(full, max(LEAST_RING, left // 8))  # so that those that come later have some, too
 
     def _make_pipes(

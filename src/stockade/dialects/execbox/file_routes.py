@@ -116,7 +116,10 @@ class _Body:
     def __init__(self, request: Request, patience_s: float) -> None:
         self._request = request
         self._patience_s = patience_s
-        self.is_read = False
+        announced = request.headers.get("content-length", "")
+        self._left = int(announced[:19]) if announced.isdecimal() else None
+        """Bytes that are still to come, where that is known."""
+        self.is_read = self._left == 0
         """To its end; nothing more may be asked of the connection then."""
 
     async def parts(self) -> AsyncIterator[bytes]:
@@ -141,6 +144,9 @@ class _Body:
             if part is None:
                 self.is_read = True
                 return
+            if self._left is not None:
+                self._left -= len(part)
+                self.is_read = self._left <= 0  # also when who reads stops here
             if part:
                 yield part
 
