@@ -346,7 +346,7 @@ def test_a_stream_of_events_waits_for_its_reader_and_an_answer_does_not(tmp_path
         with executor.connect(receive_buffer=65536) as stream, executor.connect(receive_buffer=65536) as answer:
             stream.sendall(executor.request("POST", "/run_streaming", {"cmd": cmd}))
             answer.sendall(executor.request("POST", "/run", {"cmd": cmd}))
-            patience_is_over = time.monotonic() + 5
+            patience_is_over = time.monotonic() + 3
             until(lambda: time.monotonic() > patience_is_over)
             events = _received(stream)
             assert (events.count(b"event: output"), events.count(b"event: complete")) == (300_000, 1)
