@@ -209,7 +209,6 @@ def test_those_who_try_secrets_are_slowed_down_and_nobody_else(executor: Executo
         assert {answer.status_code for answer in answers} == {401, 429}
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert int(refused.headers["retry-after"]) >= 1
-        assert answers[-1].status_code == 429
         assert executor.run("echo fine")["stdout"] == "fine\n"
         assert thief.get(f"{executor.url}{PREFIX}/health").status_code == 200
 
