@@ -248,10 +248,13 @@ def test_a_streamed_command_waits_for_a_client_that_does_not_read(executor: Exec
     with executor.connect(receive_buffer=4096) as stuck:
         stuck.sendall(executor.request("POST", "/run_streaming", {"cmd": "yes | tee /tmp/said"}))
         until(lambda: executor.runs("yes"))
-        said = -1
-        while (size := int(executor.stdout("stat -c %s /tmp/said"))) != said:
-            said = size
-            time.sleep(0.3)
+        said: list[int] = []
+
+        def stands_still() -> bool:
+            said.append(int(executor.stdout("stat -c %s /tmp/said")))
+            return len(said) >= 20 and len(set(said[-20:])) == 1
+
+        until(stands_still)
         assert executor.stdout("echo fine") == "fine\n"
     assert peak_memory(*pids) - before < GROWTH
     until(lambda: not executor.runs("yes"), 5)

@@ -18,7 +18,7 @@ from stockade.backends.sandboxing import LiveExec, LiveProcess, Output, Reading,
 from stockade.engine.process_lines import LastLines, LineMaker, Lines, Start, skip_lines
 from stockade.engine.sandboxes import Sandboxes
 from stockade.engine.tasks import Tasks
-from stockade.errors import Conflict, Invalid, NotFound, StockadeError, Unavailable
+from stockade.errors import Conflict, Invalid, NoAnswer, NotFound, StockadeError, Unavailable
 from stockade.model import Actor, ExecSpec, Outcome, Sandbox
 
 __all__ = ["PROCESS", "CannotStart", "HasEnded", "Processes"]
@@ -240,7 +240,7 @@ class Processes:
             async with asyncio.timeout(within_s):
                 return await streams.read(*at, most=most)
         except TimeoutError:
-            raise Unavailable(f"no answer about sandbox {row.id} within {within_s:g} s") from None
+            raise NoAnswer(f"no answer about sandbox {row.id} within {within_s:g} s") from None
 
     async def _opened(self, row: Sandbox, id: str) -> Streams | None:
         """The streams of a process, for somebody who is hardly waited for; `None` where its output is not kept."""
@@ -277,7 +277,7 @@ class Processes:
         raise _no_process(row, id)
 
     async def _of_process(
-        self, row: Sandbox, id: str, question: Coroutine[object, object, T], *, within_s: float = -1.0
+        self, row: Sandbox, id: str, question: Coroutine[object, object, T], *, within_s: float | None = None
     ) -> T:
         """The answer to a question about a process, which may have been forgotten meanwhile."""
         async with self._sandboxes.asking(row, within_s=within_s):

@@ -310,7 +310,7 @@ class Sandboxes:
         async def start() -> Execution:
             # With *gather* it takes as long as the process does; a connection that breaks says so.
             try:
-                async with self.asking(row, within_s=None if gather else lives.options.answer_s):
+                async with self.asking(row, within_s=math.inf if gather else None):
                     streams = await lives.backend.exec(sandbox_id, process, live, reading=reading, gather=gather)
             except NoAnswer:  # its caller will not come to know of it
                 lives.tasks.background(
@@ -428,15 +428,14 @@ class Sandboxes:
         return row
 
     @contextlib.asynccontextmanager
-    async def asking(self, row: Sandbox, *, within_s: float | None = -1.0) -> AsyncIterator[None]:
+    async def asking(self, row: Sandbox, *, within_s: float | None = None) -> AsyncIterator[None]:
         """Ask the backend something about a sandbox, within the time that it has to answer; see to what it can say.
 
-        *within_s*: another time; `None` for what may take as long as it likes.
+        *within_s*: another time; infinity for what may take as long as it likes.
         """
-        if within_s is not None and within_s < 0:
-            within_s = self.lives.options.answer_s
+        within_s = self.lives.options.answer_s if within_s is None else within_s
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(None if within_s == math.inf else within_s):
                 yield
         except TimeoutError:
             raise NoAnswer(f"no answer about sandbox {row.id} within {within_s:g} s") from None

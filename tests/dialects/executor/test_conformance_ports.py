@@ -204,7 +204,10 @@ def test_a_connection_may_stay_silent(executor: Executor) -> None:
     with service(executor, 8108):
         bind(executor, 8108)
         with executor.proxied() as connection:
-            time.sleep(1.0)
+            connection.settimeout(1.0)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+            connection.settimeout(20)
             assert echoes(connection)
         executor.unbound()
 

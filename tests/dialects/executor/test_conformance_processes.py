@@ -160,7 +160,8 @@ def test_45_logs_are_the_same_at_once_and_later(executor: Executor) -> None:
 
 def test_46_history_and_what_is_new_are_one(executor: Executor) -> None:
     process = executor.start("echo old; sleep 0.8; echo new; sleep 0.3")
-    time.sleep(0.4)
+    with executor.logs(process) as first:
+        assert next(iter(first)).data["data"] == "old"
     with ThreadPoolExecutor(3) as pool:
         readers = list(pool.map(executor.logged, [process] * 3))
     for events in readers:
