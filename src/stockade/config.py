@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from stockade.config_accounts import AccountsConfig, DatabaseConfig
+from stockade.config_jobs import JobsConfig
 from stockade.config_ports import PortsConfig
 from stockade.config_sandboxes import BuildsConfig, ImagesConfig, LiveConfig, NetworkConfig
+from stockade.config_users import UsersConfig
 from stockade.model import Limits
 from stockade.settings import ConfigError, Given, Setting, construct, from_environment, from_table, read, setting
 from stockade.settings import describe as _describe
@@ -40,8 +42,8 @@ __all__ = [
 SYSTEM_FILE = Path("/etc/stockade/stockade.toml")
 FILE_NAME = "stockade.toml"
 SECTIONS = (
-    "server", "database", "accounts", "sandbox", "live", "network", "ports", "images", "builds", "templates", "queue",
-    "cache", "log", "dialects",
+    "server", "database", "accounts", "users", "jobs", "sandbox", "live", "network", "ports", "images", "builds",
+    "templates", "queue", "cache", "log", "dialects",
 )  # fmt: skip
 
 _TEMPLATE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -353,6 +355,8 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     accounts: AccountsConfig = field(default_factory=AccountsConfig)
+    users: UsersConfig = field(default_factory=UsersConfig)
+    jobs: JobsConfig = field(default_factory=JobsConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     live: LiveConfig = field(default_factory=LiveConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
