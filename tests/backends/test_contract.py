@@ -5,11 +5,11 @@ import socket
 
 import pytest
 
-from stockade.backends.base import Backend, BackendOptions
+from stockade.backends.base import Backend, BackendOptions, Glimpse, SandboxSpec
 from stockade.backends.native import NativeBackend
 from stockade.errors import Fault, Invalid, Unavailable, Unsupported
 from stockade.model import Outcome
-from tests.backends.sandboxes import MB, run, running, until
+from tests.backends.sandboxes import MB, limits, run, running, spec, until
 
 pytestmark = pytest.mark.anyio
 PYTHON = "/usr/bin/python3"
@@ -31,6 +31,37 @@ async def test_output_streams_come_apart_and_unchanged(backend: Backend) -> None
     assert (result.stdout, result.stderr) == (b"out\xff\0", b"err")
     assert result.succeeded
     assert (result.stdout_truncated, result.stderr_truncated) == (False, False)
+
+
+async def test_output_can_be_seen_while_the_program_runs(backend: Backend) -> None:
+    """And is the result's in the end, as that of any other."""
+    seen: list[Glimpse] = []
+    script = "printf out; printf err >&2; sleep 100"
+    running = asyncio.create_task(
+        backend.run(
+            SandboxSpec(image="host", limits=limits(wall_s=3.0)), spec("/bin/sh", "-c", script), watched=seen.append
+        )
+    )
+
+    def shows() -> bool:
+        return bool(seen) and [seen[0].read(is_stderr=one, offset=1, most=10) for one in (False, True)] == [
+            b"ut",
+            b"rr",
+        ]
+
+    await asyncio.to_thread(until, shows)
+    assert not running.done()
+    result = await running
+    assert (result.outcome, result.stdout, result.stderr) == (Outcome.WALL_TIME, b"out", b"err")
+    assert seen[0].read(is_stderr=False, offset=0, most=10) == b""
+
+
+async def test_a_watched_program_prints_no_more_than_its_limit(backend: Backend) -> None:
+    seen: list[Glimpse] = []
+    result = await backend.run(
+        SandboxSpec(image="host", limits=limits(output_bytes=1000)), spec("/usr/bin/yes"), watched=seen.append
+    )
+    assert (result.outcome, result.stdout_truncated, len(result.stdout)) == (Outcome.OUTPUT, True, 1000)
 
 
 async def test_stdin_is_what_was_given_and_then_ends(backend: Backend) -> None:

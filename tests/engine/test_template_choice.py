@@ -75,7 +75,7 @@ class Remembering:
     async def start(self) -> None:
         pass
 
-    async def run(self, sandbox: SandboxSpec, process: ProcessSpec) -> ProcessResult:
+    async def run(self, sandbox: SandboxSpec, process: ProcessSpec, *, watched: object = None) -> ProcessResult:
         self.ran.append((sandbox, process))
         usage = Usage(wall_s=0.0, cpu_user_s=0.0, cpu_system_s=0.0, memory_peak_bytes=0)
         return ProcessResult(

@@ -85,7 +85,7 @@ class FakeSandboxes:
         self.seen: list[tuple[SandboxSpec, ProcessSpec]] = []
         self.error: Exception | None = None
 
-    async def run(self, sandbox: SandboxSpec, process: ProcessSpec) -> ProcessResult:
+    async def run(self, sandbox: SandboxSpec, process: ProcessSpec, *, watched: object = None) -> ProcessResult:
         self.seen.append((sandbox, process))
         if self.error is not None:
             raise self.error
@@ -110,7 +110,7 @@ def toolchains(store: FakeStore | None, sandboxes: FakeSandboxes, now: list[floa
 
 
 async def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not true():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.001)

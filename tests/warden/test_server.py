@@ -1,6 +1,7 @@
 """What clients may do to the warden, and to one another: nothing that was not asked for."""
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -161,6 +162,38 @@ def test_descriptors_of_anything_but_files_are_refused(client: Client, kind: str
         answer, _ = client.receive()
     assert answer["error"]["kind"] == "invalid"
     assert "regular files" in answer["error"]["message"]
+
+
+def test_output_goes_to_memory_files_alone(client: Client, tmp_path: Path) -> None:
+    """Another file could be one of a file system that makes the warden wait."""
+    stdin = memory_file()
+    with open(tmp_path / "output", "w+b") as other:
+        client.send(request(1, watched=True), (stdin, stdin, other.fileno()))
+        answer, _ = client.receive()
+        assert (answer["error"]["kind"], "memory files" in answer["error"]["message"]) == ("invalid", True)
+    client.send(request(2, watched=True), (stdin, stdin))
+    answer, _ = client.receive()
+    assert (answer["error"]["kind"], "output" in answer["error"]["message"]) == ("invalid", True)
+    os.close(stdin)
+
+
+def test_what_a_program_prints_is_in_the_files_of_a_client_that_watches(warden: Warden, client: Client) -> None:
+    """Also where they turn out not to be writable: then that run fails, and nothing else."""
+    client.hello()
+    before = warden.descriptors()
+    stdin, out, err = memory_file(), memory_file(), memory_file()
+    client.send(request(1, "/bin/sh", "-c", "echo out; echo err >&2", watched=True), (stdin, out, err))
+    answer, contents = client.answer()
+    assert (answer["ok"]["status"], contents) == (0, [b"out\n", b"err\n"])
+    assert (os.pread(out, 10, 0), os.pread(err, 10, 0)) == (b"out\n", b"err\n")
+    sealed = memory_file()
+    fcntl.fcntl(sealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    client.send(request(2, "/bin/sh", "-c", "echo out", watched=True), (stdin, sealed, err))
+    answer, _ = client.answer()
+    assert answer["error"]["kind"] == "unavailable"
+    for fd in (stdin, out, err, sealed):
+        os.close(fd)
+    until(lambda: warden.descriptors() == before)
 
 
 def test_too_many_bundles_are_refused(client: Client) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from stockade.model import Limits, ProcessResult, ProcessSpec
 
-__all__ = ["Backend", "BackendOptions", "BackendPlugin", "Feature", "Report", "SandboxSpec", "Warm"]
+__all__ = ["Backend", "BackendOptions", "BackendPlugin", "Feature", "Glimpse", "Report", "SandboxSpec", "Warm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,14 @@ class BackendOptions:
     """Networks that they may not connect to in any case."""
 
 
+class Glimpse(Protocol):
+    """A look at what a program has printed so far."""
+
+    def read(self, *, is_stderr: bool, offset: int, most: int) -> bytes:
+        """Up to *most* bytes of a stream from *offset* on; nothing where there is none yet, and after the run's end."""
+        ...
+
+
 class Backend(Protocol):
     """Makes sandboxes and runs processes in them."""
 
@@ -106,11 +114,16 @@ class Backend(Protocol):
         """
         ...
 
-    async def run(self, sandbox: SandboxSpec, process: ProcessSpec) -> ProcessResult:
+    async def run(
+        self, sandbox: SandboxSpec, process: ProcessSpec, *, watched: Callable[[Glimpse], None] | None = None
+    ) -> ProcessResult:
         """Run *process* in a fresh sandbox, then destroy the sandbox with everything in it.
 
         It returns once nothing of the tenant's is alive; the kernel may still be taking the empty sandbox apart. When
         the call is cancelled, the sandbox is killed before the cancellation goes on.
+
+        Args:
+            watched: called before the process starts, with what shows its output as it comes.
 
         Raises:
             Invalid: the sandbox or the process cannot be described to the kernel (unknown image, a NUL in an

@@ -1,13 +1,13 @@
 """One-shot runs: compile where the language needs it, run once or once for each input, each time in a fresh sandbox."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
 
-from stockade.backends.base import Backend, SandboxSpec
+from stockade.backends.base import Backend, Glimpse, SandboxSpec
 from stockade.engine.compilations import Compilations, compilation_key
 from stockade.engine.languages import Language, Languages
 from stockade.engine.limits import LimitPolicy
@@ -67,13 +67,21 @@ class Runs:
     toolchains: Toolchains
     templates: Templates
 
-    async def run(self, actor: Actor, spec: RunSpec, *, cap_limits: bool = False) -> RunResult:
+    async def run(
+        self,
+        actor: Actor,
+        spec: RunSpec,
+        *,
+        cap_limits: bool = False,
+        watched: Callable[[Glimpse], None] | None = None,
+    ) -> RunResult:
         """Compile *spec* where its language needs that, run it, and say what came of it.
 
         All checks come before the first sandbox is made. Cancelling the call kills what runs.
 
         Args:
             cap_limits: cut limits above the server's maximum to it instead of refusing them.
+            watched: called before the program starts, with what shows its output as it comes; not for a compiler's.
 
         Raises:
             UnknownLanguage, LanguageUnavailable, UnknownTemplate, InvalidLimit, Invalid: nothing has run.
@@ -91,7 +99,13 @@ class Runs:
                     compilation_cached=program.cached,
                 )
             return await self.run_program(
-                actor, program, limits, stdin=spec.stdin, args=spec.args, on_output_limit=spec.on_output_limit
+                actor,
+                program,
+                limits,
+                stdin=spec.stdin,
+                args=spec.args,
+                on_output_limit=spec.on_output_limit,
+                watched=watched,
             )
 
     def check(self, spec: RunSpec, *, cap_limits: bool = False) -> Limits:
@@ -163,6 +177,7 @@ class Runs:
         stdin: bytes = b"",
         args: Sequence[str] = (),
         on_output_limit: OnOutputLimit = OnOutputLimit.KILL,
+        watched: Callable[[Glimpse], None] | None = None,
     ) -> RunResult:
         """Run a prepared program once, in a sandbox of its own."""
         language = program.language
@@ -178,6 +193,7 @@ class Runs:
                     args=args,
                     on_output_limit=on_output_limit,
                 ),
+                watched=watched,
             )
         return RunResult(
             language=language.name,

@@ -33,7 +33,10 @@ class RunRequest:
     drop_output: bool
     collect: bool
     bundles: int
-    """How many of the descriptors are bundles; one more, the last, is standard input."""
+    """How many of the descriptors are bundles; the next is standard input."""
+    is_watched: bool = False
+    """Two more descriptors, the last: memory files of the client's, for standard output and error. What is printed
+    goes there, where the client sees it come."""
     recipe: Recipe | None = None
     """Of the warm process that may run it: its command, environment and directory are this request's own."""
     args: tuple[str, ...] = ()
@@ -55,9 +58,10 @@ class RunRequest:
         network = message.get("network", "none")
         if network != "none":
             raise Refused("unsupported", f"network {network!r} is not available; known: none")
-        bundles = descriptors - 1
+        is_watched = message.get("watched") is True
+        bundles = descriptors - 1 - 2 * is_watched
         if bundles < 0:
-            raise Refused("invalid", "the descriptor of standard input is missing")
+            raise Refused("invalid", "the descriptor of standard input, or one for output, is missing")
         collect = message.get("collect") is True
         if descriptors + collect > MOST_DESCRIPTORS:
             raise Refused("invalid", f"{bundles} bundles are too many")
@@ -87,6 +91,7 @@ class RunRequest:
             drop_output=message.get("drop_output") is True,
             collect=collect,
             bundles=bundles,
+            is_watched=is_watched,
             recipe=recipe,
             args=args,
         )

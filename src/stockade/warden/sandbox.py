@@ -111,6 +111,9 @@ class Sandbox:
             OSError: the cell is dead, or its limits cannot be set; end it.
         """
         request, cell = self.request, self.cell
+        if request.is_watched:
+            *descriptors, out, err = descriptors
+            self.stdout.file, self.stderr.file = os.dup(out), os.dup(err)
         # One more process than asked for: PID 1 is ours.
         cell.group.limit(
             GroupLimits(memory_bytes=request.memory_bytes, processes=request.processes + 1, cpus=request.cpus)

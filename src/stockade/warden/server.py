@@ -5,6 +5,7 @@ pipes, end and deadlines are watched here. What a client asked for ends with the
 """
 
 import contextlib
+import fcntl
 import heapq
 import math
 import os
@@ -417,6 +418,13 @@ class Server:
             # A directory would be a way out of the sandbox, a socket or a device one into something else.
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise Refused("invalid", "input and bundles must be regular files")
+        if request.is_watched:
+            for fd in descriptors[-2:]:
+                # Only a memory file has seals (fcntl(2)); a file of another system could make us wait when we write.
+                try:
+                    fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+                except OSError:
+                    raise Refused("invalid", "output goes to memory files only") from None
         pool = self._pools.choose(request.image, request.recipe if request.fits_recipe else None)
         while (spare := self._pools.take(pool)) is not None:
             if self._begin(client, request, spare, descriptors):

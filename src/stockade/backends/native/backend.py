@@ -3,9 +3,10 @@
 import asyncio
 import fcntl
 import os
+from collections.abc import Callable
 from typing import Any
 
-from stockade.backends.base import BackendOptions, Feature, Report, SandboxSpec, Warm
+from stockade.backends.base import BackendOptions, Feature, Glimpse, Report, SandboxSpec, Warm
 from stockade.backends.native.connection import ANSWER_WITHIN_S, Connection, close_all, error_of
 from stockade.backends.native.launch import connect_or_launch
 from stockade.backends.native.outcomes import decide
@@ -40,6 +41,22 @@ class FileBundle:
 
     def __del__(self) -> None:
         self.close()
+
+
+class MemoryGlimpse:
+    """The memory files into which the warden moves a program's output."""
+
+    def __init__(self, stdout: int, stderr: int) -> None:
+        self._files: tuple[int, int] | None = (stdout, stderr)
+
+    def read(self, *, is_stderr: bool, offset: int, most: int) -> bytes:
+        """See `Glimpse.read`."""
+        # The warden writes at the position that we share with it, so ours is left alone.
+        return os.pread(self._files[is_stderr], most, offset) if self._files is not None else b""
+
+    def end(self) -> None:
+        """Show nothing more: the descriptors are about to be closed."""
+        self._files = None
 
 
 class NativeBackend:
@@ -108,7 +125,9 @@ class NativeBackend:
         if missing:
             raise CannotEnforce(missing)
 
-    async def run(self, sandbox: SandboxSpec, process: ProcessSpec) -> ProcessResult:
+    async def run(
+        self, sandbox: SandboxSpec, process: ProcessSpec, *, watched: Callable[[Glimpse], None] | None = None
+    ) -> ProcessResult:
         """See `Backend.run`."""
         connection = await self._connected()
         limits = sandbox.limits
@@ -117,6 +136,7 @@ class NativeBackend:
             "network": sandbox.network,
             "collect": process.collect,
             "drop_output": process.on_output_limit is OnOutputLimit.DROP,
+            "watched": watched is not None,
             "limits": {
                 "wall_s": limits.wall_s,
                 "cpu_s": limits.cpu_s,
@@ -140,6 +160,7 @@ class NativeBackend:
             message["env"] = dict(process.env)
             message["cwd"] = process.cwd
         own: list[int] = []
+        glimpse: MemoryGlimpse | None = None
         try:
             passed: list[int] = []
             if process.bundle is not None:
@@ -155,8 +176,16 @@ class NativeBackend:
                 passed.append(own[-1])
             own.append(_filled("stdin", [process.stdin]))
             passed.append(own[-1])
+            if watched is not None:
+                for _ in range(2):
+                    own.append(protocol.memory_file("output"))
+                    passed.append(own[-1])
+                glimpse = MemoryGlimpse(passed[-2], passed[-1])
+                watched(glimpse)
             answer, fds = await connection.ask(message, tuple(passed), limits.wall_s + ANSWER_WITHIN_S)
         finally:
+            if glimpse is not None:
+                glimpse.end()
             close_all(own)
         try:
             if "error" in answer:
