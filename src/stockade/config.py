@@ -31,6 +31,7 @@ __all__ = [
     "ServerConfig",
     "Setting",
     "TemplateConfig",
+    "TracingConfig",
     "default_data_dir",
     "describe",
     "is_loopback",
@@ -43,7 +44,7 @@ SYSTEM_FILE = Path("/etc/stockade/stockade.toml")
 FILE_NAME = "stockade.toml"
 SECTIONS = (
     "server", "database", "accounts", "users", "jobs", "sandbox", "live", "network", "ports", "images", "builds",
-    "templates", "queue", "cache", "log", "dialects",
+    "templates", "queue", "cache", "log", "tracing", "dialects",
 )  # fmt: skip
 
 _TEMPLATE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -344,6 +345,22 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TracingConfig:
+    """Traces of requests and jobs, for an OpenTelemetry collector. Never code, output or keys."""
+
+    endpoint: str = setting(
+        "",
+        env=("OTEL_EXPORTER_OTLP_ENDPOINT",),
+        help="URL of the collector (OTLP over HTTP), like `http://127.0.0.1:4318`; empty: no traces. Extra: `otel`.",
+    )
+    service: str = setting("stockade", env=("OTEL_SERVICE_NAME",), help="Name of this service in the traces.")
+    ratio: float = setting(
+        1.0, at_least=0, at_most=1, help="Share of the requests that are traced, where the caller has not decided."
+    )
+    timeout_s: float = setting(10.0, at_least=0.1, help="Longest time that the collector may take to answer.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that can be configured."""
 
@@ -368,6 +385,7 @@ class Config:
     queue: QueueConfig = field(default_factory=QueueConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
     dialects: Mapping[str, object] = field(default_factory=dict)
     """The settings record of each dialect, by its name."""
 

@@ -99,7 +99,10 @@ class Guard:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), *_SECURITY, policy]
+                given = message.get("headers", ())
+                # Pages of ours say themselves what they may load, and to whom they say where they come from.
+                named = {name for name, _ in given}
+                message["headers"] = [*given, *(one for one in (*_SECURITY, policy) if one[0] not in named)]
             await send(message)
 
         async def guarded_receive() -> Message:

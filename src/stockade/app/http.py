@@ -19,6 +19,7 @@ from stockade.accounts import Accounts
 from stockade.app.connections import Bounded
 from stockade.app.guard import Guard
 from stockade.app.metrics import CompilationMetrics
+from stockade.app.tracing import Traced
 from stockade.config import Config, ServerConfig, is_loopback
 from stockade.engine import Engine
 from stockade.store import Database
@@ -153,7 +154,8 @@ def create_app(parts: Parts, *, host: str, only: str = "") -> ASGIApp:
     whole = Direct(app=app, routes=direct)
     guarded = _guarded(whole, config.server, host=host, open_access=open_access, largest_body=largest_body)
     most = config.queue.places + config.queue.length + SPARE_REQUESTS
-    return Bounded(guarded, most=most, excepted=bounds_itself)
+    traced = Traced(guarded, has_spans=bool(config.tracing.endpoint))
+    return Bounded(traced, most=most, excepted=bounds_itself)
 
 
 def _add_health(

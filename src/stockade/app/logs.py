@@ -23,6 +23,7 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     as_json = config.format == "json" or (config.format == "auto" and not stream.isatty())
     level = logging.getLevelNamesMapping()[config.level.upper()]
     shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _trace,

@@ -28,6 +28,7 @@ from stockade.app.http import Parts, create_app, new_registry
 from stockade.app.logs import configure
 from stockade.app.proxy import Proxy
 from stockade.app.records import STATE, Records, open_records, prepare_records, with_sandboxes
+from stockade.app.tracing import tracing
 from stockade.app.warden import keep_warden
 from stockade.config import Config, is_loopback, parse_address
 from stockade.engine import Engine, Sandboxes
@@ -162,6 +163,7 @@ async def _serve(
             starting.shutdown()
             loop.set_default_executor(ThreadPoolExecutor())
             privileges.drop(user)
+            stack.enter_context(tracing(config.tracing))  # which has a thread of its own
             records = await stack.enter_async_context(open_records(config))
             engine = await stack.enter_async_context(with_sandboxes(config, runs, records))
             sole: SoleSandbox | None = None

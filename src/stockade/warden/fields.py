@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Refused", "command", "directory", "is_text", "number", "texts", "variables", "whole"]
+__all__ = ["Refused", "command", "directory", "is_text", "number", "request_name", "texts", "variables", "whole"]
+
+_LONGEST_NAME = 64
+_NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
 class Refused(Exception):
@@ -59,6 +62,14 @@ def number(source: Mapping[str, Any], name: str, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:  # NaN fails too
         raise Refused("invalid", f"{name}: must be a number above 0 and at most {most:g}, not {value!r}")
     return float(value)
+
+
+def request_name(source: Mapping[str, Any]) -> str:
+    """By which name the client knows the request that this is part of: for our log, which nothing else may enter."""
+    value = source.get("request")
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or not _NAME_LETTERS.issuperset(value):
+        return "-"
+    return value
 
 
 def whole(source: Mapping[str, Any], name: str, most: int, *, least: int = 1) -> int:

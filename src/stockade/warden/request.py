@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .fields import Refused, command, directory, number, texts, variables, whole
+from .fields import Refused, command, directory, number, request_name, texts, variables, whole
 from .protocol import MOST_DESCRIPTORS
 from .recipe import Recipe
 
@@ -41,6 +41,8 @@ class RunRequest:
     """Of the warm process that may run it: its command, environment and directory are this request's own."""
     args: tuple[str, ...] = ()
     """With a recipe: what follows its command. Part of `argv` already."""
+    name: str = "-"
+    """By which the client knows it; for the log."""
 
     @classmethod
     def parse(cls, message: Mapping[str, Any], descriptors: int, recipe: Recipe | None = None) -> "RunRequest":
@@ -94,6 +96,7 @@ class RunRequest:
             is_watched=is_watched,
             recipe=recipe,
             args=args,
+            name=request_name(message),
         )
 
     @property

@@ -1,5 +1,6 @@
 """A sandbox that lives, from the outside: its processes, their output, its end."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -222,6 +223,8 @@ class Resident:
     traffic: tuple[int, int] = (0, 0)
     """Bytes that came in from outside and that went out."""
     last_usage: dict[str, Any] = field(default_factory=dict)
+    _late: list[tuple[Process, tuple[int, ...]]] = field(default_factory=list)
+    """Forgotten processes that are still to be killed, and their pipes."""
     _past_bytes: int = 0
     _may_take: int = 0
     """Bytes that the output of processes that run may come to take, and ..."""
@@ -297,6 +300,39 @@ class Resident:
             "root": process.is_root,
         }
         self.order(order, holding)
+
+    def kill_tree(self, process: Process) -> bool:
+        """Have a process killed with all that descends from it, though nothing is known of it from now on.
+
+        Its pipes break only then: else it may end of that, and what has a session of its own is no longer found below
+        it. False when PID 1 is too busy now: call `kill_late` until that is True.
+        """
+        pipes = tuple(log.source for log in process.logs if log.source is not None)
+        try:
+            self.signal(process, signal.SIGKILL, tree=True, holding=pipes)
+        except Refused:
+            if self.ended is not None:
+                return True
+            held: list[int] = []
+            with contextlib.suppress(OSError):  # no descriptors are left: then they break
+                for one in pipes:
+                    held.append(os.dup(one))
+            self._late.append((process, tuple(held)))
+            return False
+        return True
+
+    def kill_late(self) -> bool:
+        """Kill those for which PID 1 was too busy; whether it was not this time."""
+        while self._late:
+            process, pipes = self._late[0]
+            try:
+                self.signal(process, signal.SIGKILL, tree=True, holding=pipes)
+            except Refused:
+                if self.ended is None:
+                    return False
+            del self._late[0]
+            _close_all(list(pipes))
+        return True
 
     def demand_alive(self) -> None:
         """Raises Refused (`conflict`) when it has ended."""

@@ -31,6 +31,8 @@ _PAGE = 200
 _PAGE_BYTES = 96 << 10
 _BREATH_S = 0.02
 """A cell that was taken is replaced after this time, while others are ready: first its own processes are to start."""
+_BUSY_S = 0.05
+"""A sandbox whose PID 1 takes no orders now is given those that must not be lost after this time."""
 _LONGEST_S = 366 * 86400.0
 _NONSENSE = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
 """What comes of believing a message that is not as it should be, or its descriptors."""
@@ -271,6 +273,8 @@ class Residents:
         due = [one for one in (resident.deadline, resident.stop_at) if one is not None]
         if resident.up is None:
             due.append(resident.began + _UP_S)
+        if not resident.kill_late():
+            due.append(now + _BUSY_S)
         return min([*due, self._outputs.lose_patience(resident, now)])
 
     def _hear(self, resident: Resident) -> None:
@@ -362,6 +366,7 @@ class Residents:
         if self._egress is not None and resident.request.outgoing:
             resident.traffic = self._egress.close(resident.name)
         resident.settle_end()
+        resident.kill_late()  # they are dead
         cell.free()
         for process in list(resident.processes.values()):
             process.close_stdin()
@@ -547,12 +552,8 @@ class Residents:
         if process is not None:
             if process.name == MAIN:
                 raise Refused("invalid", "the main process goes with its sandbox")
-            if not process.is_closed and resident.ended is None:
-                with contextlib.suppress(Refused):
-                    # Its pipes break only once it has been killed: else it may end of that, and what has a session of
-                    # its own is no longer found below it.
-                    pipes = tuple(log.source for log in process.logs if log.source is not None)
-                    resident.signal(process, 9, tree=True, holding=pipes)
+            if not process.is_closed and resident.ended is None and not resident.kill_tree(process):
+                self._agenda.put(resident, time.monotonic() + _BUSY_S)
             self._outputs.drop(resident, process)
         resident.forget_past(name)
         if message.get("quiet") is not True:

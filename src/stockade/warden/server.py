@@ -23,7 +23,7 @@ from typing import Any
 from . import protocol
 from .cell import Cell, Host
 from .egress import Egress
-from .fields import Refused
+from .fields import Refused, request_name
 from .journal import say, say_traceback
 from .mason import Mason
 from .pools import Pool, Pools
@@ -301,6 +301,7 @@ class Server:
                 recipe = self._recipe(client, message.get("template"))
                 self._run(client, RunRequest.parse(message, len(descriptors), recipe), descriptors)
             except Refused as refusal:
+                _say_why("run", request_name(message), refusal)
                 self._answer(client, _refusal(number, refusal))
         elif operation == "template":
             try:
@@ -323,6 +324,7 @@ class Server:
                 if not self._residents.obey(client, message, descriptors):
                     raise Refused("invalid", f"unknown operation {operation!r}")
             except Refused as refusal:
+                _say_why(str(operation), request_name(message), refusal)
                 self._answer(client, _refusal(number, refusal))
 
     def _send_refusal(self, client: _Client, number: int, refusal: Refused) -> None:
@@ -572,6 +574,7 @@ class Server:
         if client not in self._clients:
             return
         if sandbox.failure is not None and sandbox.reason in (None, "setup") and not answer["oom_kills"]:
+            _say_why("run", sandbox.request.name, sandbox.failure)
             self._answer(client, _refusal(number, sandbox.failure))
         else:
             self._answer(client, {"re": number, "ok": answer}, tuple(descriptors))
@@ -598,6 +601,12 @@ def _refusal(number: object, refusal: Refused) -> dict[str, Any]:
     """Of what the client wrote only a number comes back as it was: an answer must always be short and sendable."""
     message = str(refusal).encode(errors="backslashreplace").decode()[:_LONGEST_REASON]
     return {"re": number if type(number) is int else None, "error": {"kind": refusal.kind, "message": message}}
+
+
+def _say_why(operation: str, name: str, refusal: Refused) -> None:
+    """Tell the operator what is no fault of the client's, and by which name the server's log knows that request."""
+    if refusal.kind == "fault":
+        say(f"{operation} failed, request {name}: {ascii(str(refusal))[1:-1][:_LONGEST_REASON]}")
 
 
 def stop_on_signals(server: Server) -> None:

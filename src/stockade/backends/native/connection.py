@@ -6,6 +6,8 @@ import os
 from collections import deque
 from typing import Any, TypeAlias
 
+import structlog
+
 from stockade.backends.base import SandboxSpec
 from stockade.backends.native.launch import Warden
 from stockade.errors import (
@@ -70,7 +72,8 @@ class Connection:
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[number] = future
         try:
-            await self._send({**message, "id": number}, fds)
+            name = structlog.contextvars.get_contextvars().get("request_id", "")
+            await self._send({**message, "id": number, "request": name}, fds)
             try:
                 async with asyncio.timeout(within_s):
                     # Shielded: a cancelled future could not take the answer that we still wait for.

@@ -1,0 +1,118 @@
+"""An id for every request, and, where the operator wants them, traces (OpenTelemetry)."""
+
+import contextlib
+import re
+import secrets
+from collections.abc import Iterator
+
+import structlog
+from opentelemetry import propagate, trace
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stockade import __version__
+from stockade.config import TracingConfig
+from stockade.errors import Unsupported
+
+__all__ = ["Traced", "tracing"]
+
+HEADER = b"x-request-id"
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+@contextlib.contextmanager
+def tracing(config: TracingConfig) -> Iterator[None]:
+    """Send spans to the configured collector during the block; what has not been sent at its end is sent then.
+
+    Raises:
+        Unsupported: a collector is configured, and the extra `otel` is not installed.
+    """
+    if not config.endpoint:
+        yield
+        return
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+    except ImportError:
+        raise Unsupported("tracing.endpoint needs: pip install 'stockade[otel]'") from None
+    url = config.endpoint.rstrip("/")
+    provider = TracerProvider(
+        sampler=ParentBased(TraceIdRatioBased(config.ratio)),
+        resource=Resource.create({"service.name": config.service, "service.version": __version__}),
+    )
+    exporter = OTLPSpanExporter(
+        endpoint=url if url.endswith("/v1/traces") else f"{url}/v1/traces", timeout=config.timeout_s
+    )
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    try:
+        yield
+    finally:
+        provider.shutdown()
+
+
+class Traced:
+    """Gives each request an id, which is in its answer and in all that is logged on its behalf, and a span."""
+
+    def __init__(self, app: ASGIApp, *, has_spans: bool) -> None:
+        """*has_spans*: somebody collects them; else none is made."""
+        self._app = app
+        self._tracer = trace.get_tracer("stockade.server") if has_spans else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        given = headers.get(HEADER, b"")
+        # A caller's own id, if it is one that may stand in a log.
+        id = given if _ID.fullmatch(given) else secrets.token_hex(8).encode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (HEADER, id)]
+            await send(message)
+
+        tokens = structlog.contextvars.bind_contextvars(request_id=id.decode())
+        try:
+            if self._tracer is None:
+                await self._app(scope, receive, send_with_id)
+            else:
+                await self._spanned(self._tracer, scope, headers, receive, send_with_id, id=id.decode())
+        finally:
+            structlog.contextvars.reset_contextvars(**tokens)
+
+    async def _spanned(
+        self,
+        tracer: trace.Tracer,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        *,
+        id: str,
+    ) -> None:
+        carrier = {
+            name: headers[name.encode()].decode("latin-1")
+            for name in ("traceparent", "tracestate")
+            if name.encode() in headers
+        }
+        method = scope.get("method", "WEBSOCKET")
+        with tracer.start_as_current_span(
+            method, context=propagate.extract(carrier), kind=trace.SpanKind.SERVER
+        ) as span:
+
+            async def send_noted(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set_attribute("http.response.status_code", message["status"])
+                await send(message)
+
+            try:
+                await self._app(scope, receive, send_noted)
+            finally:
+                # The route, not the path: that one may hold anything.
+                route = getattr(scope.get("route"), "path", "")
+                span.update_name(f"{method} {route}".rstrip())
+                span.set_attributes({"http.request.method": method, "http.route": route, "stockade.request_id": id})

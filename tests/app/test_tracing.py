@@ -1,0 +1,79 @@
+"""Each request has an id, in its answer and in every log line; and spans go where the operator wants them."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.app.serving import serving
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+RUN = {"language": "python", "code": "print('not in any span')"}
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
+    """An address that takes spans, and those that came."""
+    came: list[ExportTraceServiceRequest] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.append(ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", came
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(tmp_path_factory.mktemp("tracing")) as server:
+        yield server.url
+
+
+def test_a_request_keeps_the_id_that_its_sender_gave_it(url: str) -> None:
+    answer = httpx.get(f"{url}/health", headers={"X-Request-Id": "mine-1.2_3"}, trust_env=False)
+    assert answer.headers["x-request-id"] == "mine-1.2_3"
+
+
+@pytest.mark.parametrize("given", ["", "two words", "x" * 65, 'quote"'])
+def test_a_request_without_a_good_id_gets_one(url: str, given: str) -> None:
+    first, second = (httpx.get(f"{url}/health", headers={"X-Request-Id": given}, trust_env=False) for _ in range(2))
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+    assert len(bytes.fromhex(first.headers["x-request-id"])) == 8
+
+
+def test_spans_go_to_the_collector_and_belong_to_the_callers_trace(tmp_path: Path) -> None:
+    with (
+        collector() as (address, came),
+        serving(tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=address, OTEL_SERVICE_NAME="judge") as server,
+    ):
+        answer = httpx.post(
+            f"{server.url}/api/v1/execute", json=RUN, headers={"traceparent": PARENT}, trust_env=False, timeout=60
+        )
+        assert answer.status_code == 200
+        assert server.end() == 0  # what was not sent by then is sent at its end
+    spans = [span for one in came for each in one.resource_spans for scope in each.scope_spans for span in scope.spans]
+    (request,) = [span for span in spans if span.trace_id.hex() == PARENT.split("-")[1] and span.kind == 2]
+    assert (request.name, request.parent_span_id.hex()) == ("POST /api/v1/execute", PARENT.split("-")[2])
+    noted = {one.key: one.value for one in request.attributes}
+    assert noted["http.response.status_code"].int_value == 200
+    named = {one.key: one.value.string_value for one in came[0].resource_spans[0].resource.attributes}
+    assert named["service.name"] == "judge"
+    assert "not in any span" not in json.dumps([str(one) for one in came])
