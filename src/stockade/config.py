@@ -14,6 +14,7 @@ from typing import Literal
 
 from stockade.config_accounts import AccountsConfig, DatabaseConfig
 from stockade.config_jobs import JobsConfig
+from stockade.config_portal import PortalConfig
 from stockade.config_ports import PortsConfig
 from stockade.config_sandboxes import BuildsConfig, ImagesConfig, LiveConfig, NetworkConfig
 from stockade.config_users import UsersConfig
@@ -43,8 +44,8 @@ __all__ = [
 SYSTEM_FILE = Path("/etc/stockade/stockade.toml")
 FILE_NAME = "stockade.toml"
 SECTIONS = (
-    "server", "database", "accounts", "users", "jobs", "sandbox", "live", "network", "ports", "images", "builds",
-    "templates", "queue", "cache", "log", "tracing", "dialects",
+    "server", "database", "accounts", "users", "portal", "jobs", "sandbox", "live", "network", "ports", "images",
+    "builds", "templates", "queue", "cache", "log", "tracing", "dialects",
 )  # fmt: skip
 
 _TEMPLATE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -163,6 +164,12 @@ class ServerConfig:
         help="Further names in the `Host` header that are answered, beside the address itself and, on loopback, "
         "localhost. `*` allows any. On loopback the check keeps web pages in a browser from reaching the server "
         "by a name that they rebind.",
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        help="Addresses, or networks in CIDR form, of reverse proxies in front of this server. Of requests that come "
+        "from them, the client's address is the one that they name in `X-Forwarded-For`; without this all clients of a "
+        "proxy count as one, for rate limits too.",
     )
     max_body_bytes: int = setting(
         2 * _MIB, at_least=1024, help="Largest request body; a larger one is answered with 413."
@@ -373,6 +380,7 @@ class Config:
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     accounts: AccountsConfig = field(default_factory=AccountsConfig)
     users: UsersConfig = field(default_factory=UsersConfig)
+    portal: PortalConfig = field(default_factory=PortalConfig)
     jobs: JobsConfig = field(default_factory=JobsConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     live: LiveConfig = field(default_factory=LiveConfig)

@@ -43,6 +43,9 @@ class UsersConfig:
         help="Who may register: `open` everybody who reaches the server, `closed` nobody (`stockade users create` "
         "makes accounts). `auto` is open where only this machine can reach the server.",
     )
+    tier: Literal["free", "starter", "pro", "enterprise"] = setting(
+        "pro", help="Tier of the accounts of people who register, or who come through a provider."
+    )
     jwt_secret: str = setting(
         "",
         env=("JWT_SECRET",),

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 
 from stockade.errors import Fault, Invalid, Unavailable
 from stockade.model import SandboxState
-from stockade.store import Database, SandboxTable, schema, server_id
+from stockade.store import Database, SandboxTable, job_tables, schema, server_id, user_tables  # noqa: F401 (tables)
 from stockade.store.rows import sandbox_to_row
 from stockade.store.tables import metadata, sandboxes
 from tests.postgres import Postgres
@@ -102,7 +102,7 @@ async def test_callers_that_are_cancelled_hold_nothing_up(database: Database) ->
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(one, asyncio.CancelledError) for one in results), results
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await table.insert_within_quota(a_sandbox(key_id="bob"))
 
 

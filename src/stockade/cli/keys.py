@@ -156,7 +156,7 @@ def with_accounts(data_dir: DataDir, config: ConfigFile, work: "Callable[[Accoun
 
     async def run() -> T:
         async with await Database.open(database_place(loaded), timeout_s=loaded.database.timeout_s) as database:
-            accounts = Accounts.on(database, loaded.accounts)
+            accounts = Accounts.on(database, loaded.accounts, users=loaded.users)
             try:
                 return await work(accounts)
             finally:

@@ -150,6 +150,11 @@ class Job:
     def has_ended(self) -> bool:
         return self.state in FINAL_STATES
 
+    @property
+    def trace_id(self) -> str:
+        """Of `trace`: 32 hex digits; empty without one."""
+        return self.trace[3:35]
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobFilter:
@@ -171,7 +176,7 @@ class JobPage:
     """Some jobs, newest first."""
 
     jobs: tuple[Job, ...]
-    """Without `result.stdout` and `result.stderr`, which are empty here."""
+    """Without what may be large: `spec.code`, `spec.stdin`, `result.stdout` and `result.stderr` are empty here."""
     cursor: str | None
     """Where the next page begins; `None` at the end."""
 

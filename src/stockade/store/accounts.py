@@ -5,11 +5,12 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, exists, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from stockade.model.accounts import Account, AccountLimits, ApiKey, QuotaRequest
 from stockade.store.tables import account_limits, accounts, api_keys, audit_log, quota_requests
+from stockade.store.user_tables import users
 
 __all__ = [
     "all_keys",
@@ -46,13 +47,17 @@ def _labelled(prefix: str, columns: Sequence[Any]) -> list[Any]:
 _BEARER = (
     select(*_labelled("key", _KEY), *_labelled("account", _ACCOUNT), *_labelled("limits", _LIMITS))
     .select_from(api_keys.join(accounts).outerjoin(account_limits, account_limits.c.account_id == accounts.c.id))
-    .where(api_keys.c.hash == bindparam("wanted"))
+    .where(
+        api_keys.c.hash == bindparam("wanted"),
+        # Whom an admin has locked comes in by no key either.
+        ~exists().where(users.c.account_id == accounts.c.id, users.c.is_locked),
+    )
 )
 _TOUCH = update(api_keys).where(api_keys.c.id == bindparam("wanted")).values(last_used_at=bindparam("at"))
 
 
 def find_bearer(connection: Connection, hash: str) -> tuple[ApiKey, Account, AccountLimits] | None:
-    """The key with that hash, its account, and what the account has set."""
+    """The key with that hash, its account, and what the account has set; `None` also when its owner is locked."""
     row = connection.execute(_BEARER, {"wanted": hash}).one_or_none()
     if row is None:
         return None
@@ -159,8 +164,9 @@ def note(
     """Write down who changed what.
 
     Args:
-        by: id of a key; `operator` for the command line, `server` for a start, `public` for a sign-up.
-        details: never a key or its hash.
+        by: id of a key; `user` and an id; `operator` for the command line, `server` for a start, `public` for a
+            sign-up, `oidc` for one by a provider.
+        details: never a key, a password, a token or a hash of one, nor an e-mail address.
     """
     connection.execute(
         insert(audit_log),

@@ -10,7 +10,8 @@ the next transaction tries anew. Nothing has to be restarted once the database i
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -54,6 +55,8 @@ class Driver(Protocol):
     async def read(self, work: Callable[[Connection], T], *, timeout_s: float) -> T:
         """Run *work* outside of any transaction."""
         ...
+
+    def hear(self, channel: str, heard: Callable[[str], None]) -> AbstractAsyncContextManager[asyncio.Event]: ...
 
     async def close(self) -> None: ...
 
@@ -151,6 +154,22 @@ class Database:
     async def ping(self) -> None:
         """Raises Unavailable when the database does not answer."""
         await self.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
+
+    @contextlib.asynccontextmanager
+    async def hear(self, channel: str, heard: Callable[[str], None]) -> AsyncIterator[asyncio.Event]:
+        """Call *heard*, in the event loop, with each word that a transaction says on *channel* (`NOTIFY`) once it is
+        committed, in whatever process.
+
+        Yields:
+            What is set when nothing more will be heard, because the connection is lost.
+
+        Raises:
+            Unsupported: SQLite knows no such thing.
+            Unavailable: as `write`.
+        """
+        with _translated():
+            async with self._driver.hear(channel, heard) as gone:
+                yield gone
 
     def lock(self, connection: Connection, number: int) -> None:
         """Let no other transaction hold *number* until this one ends; waits for whoever does.

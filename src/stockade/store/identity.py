@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stockade.errors import Fault, Unavailable
 
-__all__ = ["server_id"]
+__all__ = ["server_id", "write_once"]
 
 
 def server_id(state_dir: Path) -> str:
@@ -21,7 +21,7 @@ def server_id(state_dir: Path) -> str:
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
-            _write(path, f"{uuid.uuid4()}\n")
+            write_once(path, f"{uuid.uuid4()}\n")
         found = path.read_text(encoding="ascii").strip()
     except OSError as error:
         raise Unavailable(f"{path}: {error.strerror}") from error
@@ -34,7 +34,7 @@ def server_id(state_dir: Path) -> str:
     return found
 
 
-def _write(path: Path, text: str) -> None:
+def write_once(path: Path, text: str) -> None:
     """Make *path*, unless somebody else does; a crash leaves it whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

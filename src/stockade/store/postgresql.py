@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -15,6 +16,7 @@ __all__ = ["PostgresDriver"]
 T = TypeVar("T")
 
 CLOSE_S = 5.0
+CHECK_S = 15.0
 ABANDONED_S = 5.0
 """Beyond our own deadline: the database then ends what a server that died has left open, and so its locks."""
 
@@ -45,6 +47,8 @@ class PostgresDriver:
             except (ValueError, asyncpg.ClientConfigurationError) as error:
                 raise Invalid(f"DATABASE_URL: {error}") from error
 
+        self._connect = connect
+        self._timeout_s = timeout_s
         self._engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=connect,
@@ -63,6 +67,30 @@ class PostgresDriver:
         async with asyncio.timeout(timeout_s), self._engine.connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             return await connection.run_sync(work)
+
+    @asynccontextmanager
+    async def hear(self, channel: str, heard: Callable[[str], None]) -> AsyncIterator[asyncio.Event]:
+        """See `Database.hear`."""
+        gone = asyncio.Event()
+        connection = await self._connect()
+        connection.add_termination_listener(lambda _: gone.set())
+        checking = asyncio.create_task(self._check(connection, gone), name="store-hear")
+        try:
+            await connection.add_listener(channel, lambda *said: heard(said[-1]))
+            yield gone
+        finally:
+            checking.cancel()
+            await asyncio.gather(checking, return_exceptions=True)
+            connection.terminate()
+
+    async def _check(self, connection: Any, gone: asyncio.Event) -> None:
+        """Notice when the other end has fallen silent without a word."""
+        try:
+            while not gone.is_set():
+                await asyncio.sleep(CHECK_S)
+                await connection.execute("SELECT 1", timeout=self._timeout_s)
+        except Exception:
+            gone.set()
 
     async def close(self) -> None:
         with contextlib.suppress(TimeoutError):

@@ -7,6 +7,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -14,7 +15,7 @@ from urllib.parse import quote
 from sqlalchemy import Connection, NullPool, create_engine, event, exc
 from sqlalchemy.engine import URL
 
-from stockade.errors import Unavailable
+from stockade.errors import Unavailable, Unsupported
 
 __all__ = ["SqliteDriver"]
 
@@ -108,6 +109,10 @@ class SqliteDriver:
         # What has not begun by the deadline, or when the caller is cancelled, never does.
         async with asyncio.timeout(timeout_s):
             return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+    def hear(self, channel: str, heard: Callable[[str], None]) -> AbstractAsyncContextManager[asyncio.Event]:
+        """See `Database.hear`."""
+        raise Unsupported("SQLite tells nobody of changes")
 
     async def close(self) -> None:
         """Let what was begun end, and close the file."""

@@ -1,20 +1,48 @@
 """What was used, summed by hour and by day for each key."""
 
-from dataclasses import fields
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, func, select, update
+from sqlalchemy import Connection, Row, Table, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from stockade.model.accounts import DailyUsage, HourlyUsage, UsageRecord
 from stockade.store.database import Database
+from stockade.store.job_tables import daily_outcomes, recorded_jobs
 from stockade.store.quotas import count
 from stockade.store.tables import daily_usage, hourly_usage, sandboxes
 
-__all__ = ["UsageTable"]
+__all__ = ["DailyOutcomes", "JobUsage", "UsageTable"]
 
 _SUMS = tuple(one.name for one in fields(UsageRecord))
+
+REMEMBERED = timedelta(days=7)
+"""For so long it is known of a job that it is in the sums; nobody offers one again after more than some minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobUsage:
+    """What an ended job used, and whose it was."""
+
+    job_id: str
+    account_id: str
+    key_id: str
+    ended_at: datetime
+    outcome: str
+    """An `Outcome`, or where nothing was run, the job's `failure`."""
+    used: UsageRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class DailyOutcomes:
+    """How the sandboxes and jobs of a UTC day ended."""
+
+    date: date
+    counts: Mapping[str, int]
+    """By `Outcome`; of a sandbox that has none, by `EndedBy`; of a job that has none, by `JobFailure`."""
 
 
 class UsageTable:
@@ -39,7 +67,13 @@ class UsageTable:
                     sandboxes.c.usage_recorded_at.is_(None),
                 )
                 .values(usage_recorded_at=datetime.now(UTC))
-                .returning(sandboxes.c.account_id, sandboxes.c.key_id, sandboxes.c.created_at)
+                .returning(
+                    sandboxes.c.account_id,
+                    sandboxes.c.key_id,
+                    sandboxes.c.created_at,
+                    sandboxes.c.outcome,
+                    sandboxes.c.ended_by,
+                )
             )
             row = marked.one_or_none()
             if row is None:
@@ -48,9 +82,84 @@ class UsageTable:
             whose = {"account_id": row.account_id, "key_id": row.key_id}
             self._add(connection, hourly_usage, whose | {"hour": hour}, used)
             self._add(connection, daily_usage, whose | {"date": hour.date()}, used)
+            outcome = row.outcome or row.ended_by
+            if outcome is not None:
+                self._count(connection, whose | {"date": hour.date(), "outcome": outcome}, 1)
             return True
 
         return await self._database.write(record)
+
+    async def record_job(
+        self, job_id: str, account_id: str, key_id: str, ended_at: datetime, outcome: str, used: UsageRecord
+    ) -> bool:
+        """Add what an ended job used, once; see `record_jobs`.
+
+        Returns:
+            False when it has been added before.
+        """
+        one = JobUsage(
+            job_id=job_id, account_id=account_id, key_id=key_id, ended_at=ended_at, outcome=outcome, used=used
+        )
+        return await self.record_jobs([one]) == 1
+
+    async def record_jobs(self, given: Sequence[JobUsage]) -> int:
+        """Add what ended jobs used, each once however often it is offered: to the hour and to the day of their end.
+
+        Returns:
+            How many had not been added before.
+        """
+        by_id = {one.job_id: one for one in given}
+        if not by_id:
+            return 0
+        now = datetime.now(UTC)
+        dialect = sqlite if self._database.is_sqlite else postgresql
+        note = dialect.insert(recorded_jobs).on_conflict_do_nothing().returning(recorded_jobs.c.job_id)
+
+        def record(connection: Connection) -> int:
+            # In order, here and below: of two who add the same at once, none waits for the other in a circle.
+            noted = connection.execute(note, [{"job_id": job_id, "at": now} for job_id in sorted(by_id)])
+            fresh = [by_id[job_id] for job_id in noted.scalars()]
+            hours: dict[tuple[str, str, datetime], UsageRecord] = {}
+            days: dict[tuple[str, str, date], UsageRecord] = {}
+            outcomes: Counter[tuple[str, str, date, str]] = Counter()
+            for one in fresh:
+                hour = one.ended_at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+                whose = (one.account_id, one.key_id)
+                hours[*whose, hour] = _plus(hours.get((*whose, hour)), one.used)
+                days[*whose, hour.date()] = _plus(days.get((*whose, hour.date())), one.used)
+                outcomes[*whose, hour.date(), one.outcome] += 1
+            for (account_id, key_id, hour), used in sorted(hours.items(), key=lambda one: one[0]):
+                place = {"account_id": account_id, "key_id": key_id, "hour": hour}
+                self._add(connection, hourly_usage, place, used)
+            for (account_id, key_id, day), used in sorted(days.items(), key=lambda one: one[0]):
+                self._add(connection, daily_usage, {"account_id": account_id, "key_id": key_id, "date": day}, used)
+            for (account_id, key_id, day, outcome), number in sorted(outcomes.items()):
+                place = {"account_id": account_id, "key_id": key_id, "date": day, "outcome": outcome}
+                self._count(connection, place, number)
+            connection.execute(delete(recorded_jobs).where(recorded_jobs.c.at < now - REMEMBERED))
+            return len(fresh)
+
+        return await self._database.write(record)
+
+    async def outcomes(
+        self, account_id: str | None = None, *, now: datetime, days: int, key_id: str | None = None
+    ) -> list[DailyOutcomes]:
+        """How what ran in the last days (today is one) has ended, newest first: an account's, a key's, or all."""
+        since = now.date() - timedelta(days=days - 1)
+        query = (
+            select(daily_outcomes.c.date, daily_outcomes.c.outcome, func.sum(daily_outcomes.c["count"]).label("number"))
+            .where(daily_outcomes.c.date >= since)
+            .group_by(daily_outcomes.c.date, daily_outcomes.c.outcome)
+            .order_by(daily_outcomes.c.date.desc(), daily_outcomes.c.outcome)
+        )
+        if account_id is not None:
+            query = query.where(daily_outcomes.c.account_id == account_id)
+        if key_id is not None:
+            query = query.where(daily_outcomes.c.key_id == key_id)
+        found: dict[date, dict[str, int]] = {}
+        for row in await self._database.read(lambda connection: list(connection.execute(query))):
+            found.setdefault(row.date, {})[row.outcome] = int(row.number)
+        return [DailyOutcomes(date=day, counts=counts) for day, counts in found.items()]
 
     async def counts(self, key_id: str, *, now: datetime) -> tuple[int, int]:
         """Sandboxes that the key made since 00:00 UTC, and those that have not ended."""
@@ -109,6 +218,22 @@ class UsageTable:
                 set_={name: table.c[name] + query.excluded[name] for name in _SUMS},
             )
         )
+
+    def _count(self, connection: Connection, place: dict[str, object], number: int) -> None:
+        dialect = sqlite if self._database.is_sqlite else postgresql
+        query = dialect.insert(daily_outcomes).values(place | {"count": number})
+        connection.execute(
+            query.on_conflict_do_update(
+                index_elements=list(daily_outcomes.primary_key.columns),
+                set_={"count": daily_outcomes.c["count"] + query.excluded["count"]},
+            )
+        )
+
+
+def _plus(one: UsageRecord | None, other: UsageRecord) -> UsageRecord:
+    if one is None:
+        return other
+    return UsageRecord(**{name: getattr(one, name) + getattr(other, name) for name in _SUMS})
 
 
 def _sums(row: Row[Any]) -> dict[str, int]:

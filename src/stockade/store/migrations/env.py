@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from stockade.store import job_tables, user_tables  # noqa: F401 (their tables belong to the metadata)
 from stockade.store.tables import metadata
 
 context.configure(
