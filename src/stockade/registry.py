@@ -1,6 +1,6 @@
 """Find backends and dialects by name.
 
-Ours live in `stockade.backends.<name>` and `stockade.dialects.<name>`; a stranger's come through the
+Ours live in `stockade.backends.<name>` and `stockade.dialects.<name>` (with `_` for `-`); a stranger's come through the
 entry points `stockade.backends` and `stockade.dialects`. Both go through the same door: a module that holds
 one record named `backend` or `dialect`.
 """
@@ -23,7 +23,7 @@ def names(kind: str) -> tuple[str, ...]:
     """All names of *kind* (`backends` or `dialects`) that can be found here."""
     package = importlib.import_module(f"stockade.{kind}")
     modules = (module.name for module in pkgutil.iter_modules(package.__path__))
-    own = {name for name in modules if not name.startswith("_") and name not in _INTERFACES}
+    own = {name.replace("_", "-") for name in modules if not name.startswith("_") and name not in _INTERFACES}
     foreign = {e.name for e in entry_points(group=f"stockade.{kind}")}
     return tuple(sorted(own | foreign))
 
@@ -35,10 +35,9 @@ def find(kind: str, name: str) -> Any:
         Invalid: nothing has that name.
     """
     singular = kind.removesuffix("s")
-    module_name = name.replace("-", "_")
-    if name not in names(kind) and module_name not in names(kind):
+    if name not in names(kind):
         raise Invalid(f"unknown {singular} {name!r}; known: {', '.join(names(kind))}")
     for entry in entry_points(group=f"stockade.{kind}"):
         if entry.name == name:
             return entry.load()
-    return getattr(importlib.import_module(f"stockade.{kind}.{module_name}"), singular)
+    return getattr(importlib.import_module(f"stockade.{kind}.{name.replace('-', '_')}"), singular)

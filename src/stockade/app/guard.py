@@ -111,7 +111,8 @@ class Guard:
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > most:
-                    await discard_body(receive)
+                    if message.get("more_body", False):
+                        await discard_body(receive)
                     # Of the kind that FastAPI lets through its own body reading and answers by its handler.
                     raise HTTPException(413, _too_large(most))
             return message

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from stockade import __version__, errors, registry
+from stockade import __version__, errors, registry, web
 from stockade.accounts import Accounts
 from stockade.app.connections import Bounded
 from stockade.app.guard import Guard
@@ -27,7 +27,7 @@ from stockade.wire.auth import KeyVerifier
 from stockade.wire.dialect import Dialect, Services, SoleSandbox
 from stockade.wire.routes import DirectRoute
 
-__all__ = ["Parts", "create_app", "dialect_settings", "new_registry"]
+__all__ = ["Parts", "create_app", "dialect_settings", "new_registry", "translated"]
 
 SPARE_REQUESTS = 256
 """Requests beyond those that run or wait for a place: those that still send their body, health checks, metrics."""
@@ -81,6 +81,22 @@ def dialect_settings(names: Sequence[str] = ()) -> dict[str, type | None]:
     return {name: registry.find("dialects", name).settings for name in names or registry.names("dialects")}
 
 
+def translated(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """*environ* with the variables that users of other systems have set, as ours; and what to tell the operator.
+
+    Raises:
+        ConfigError: one of them is so wrong that the original would not start either.
+    """
+    found, notices = dict(environ), list[str]()
+    for name in registry.names("dialects"):
+        dialect: Dialect = registry.find("dialects", name)
+        if dialect.variables is not None:
+            ours, told = dialect.variables(environ)
+            found |= ours
+            notices += told
+    return found, notices
+
+
 def new_registry(engine: Engine) -> CollectorRegistry:
     """A metrics registry with the process's own figures and the queue's."""
     metrics = CollectorRegistry()
@@ -116,19 +132,21 @@ def create_app(parts: Parts, *, host: str, only: str = "") -> ASGIApp:
         redirect_slashes=False,  # to another path leads another request; a client that posts does not follow
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    mounted = {
-        dialect.name: Services(
+
+    def services(dialect: str = "") -> Services:
+        return Services(
             engine=parts.engine,
             keys=parts.keys,
             accounts=parts.accounts,
-            settings=config.dialects.get(dialect.name),
+            settings=config.dialects.get(dialect),
             server=config.server,
             registry=parts.registry,
             open_access=open_access,
+            is_alone=bool(only),
             sole=parts.sole,
         )
-        for dialect in dialects
-    }
+
+    mounted = {dialect.name: services(dialect.name) for dialect in dialects}
     direct: dict[tuple[str, str], DirectRoute] = {}
     for dialect in dialects:
         router = dialect.router(mounted[dialect.name])
@@ -136,11 +154,16 @@ def create_app(parts: Parts, *, host: str, only: str = "") -> ASGIApp:
         for route in router.routes:
             if isinstance(route, DirectRoute):
                 direct |= {(method, route.path): route for method in route.methods or ()}
+    has_portal = not only and parts.accounts is not None and parts.sole is None and config.portal.enabled
+    if has_portal:
+        app.include_router(web.portal(services(), config))
     _add_health(app, parts, dialects, mounted, merged=not only)
     _add_metrics(app, parts, open_access=open_access)
     _add_errors(app, dialects[0].refusal if only else None)
 
     def largest_body(path: str) -> int | None:
+        if has_portal and web.is_upload(path):
+            return web.UNBOUNDED
         for dialect in dialects:
             if dialect.largest_body is not None:
                 found = dialect.largest_body(mounted[dialect.name], path)
@@ -149,6 +172,8 @@ def create_app(parts: Parts, *, host: str, only: str = "") -> ASGIApp:
         return None
 
     def bounds_itself(path: str) -> bool:
+        if has_portal and web.bounds_itself(path):
+            return True
         return any(one.bounds_itself is not None and one.bounds_itself(mounted[one.name], path) for one in dialects)
 
     whole = Direct(app=app, routes=direct)

@@ -11,13 +11,14 @@ from pathlib import Path
 from stockade.accounts import Accounts, read_key_file, set_aside
 from stockade.app.sandboxes import running_sandboxes
 from stockade.backends.sandboxing import Sandboxing
-from stockade.config import Config
+from stockade.config import Config, is_loopback, parse_address
 from stockade.engine import Bindings, Engine, Ports, Processes, Secrets
 from stockade.errors import Fault, Unavailable
 from stockade.store import Database
 from stockade.store.builds import BuildTable
 from stockade.store.identity import server_id
 from stockade.store.sandboxes import SandboxTable
+from stockade.store.secret_file import kept_secret
 
 __all__ = ["IMAGES", "STATE", "Records", "database_place", "open_records", "prepare_records", "with_sandboxes"]
 
@@ -25,6 +26,7 @@ STATE = "state"
 """Directory of what the server itself writes, below the data directory."""
 IMAGES = "images"
 _DATABASE_FILE = "stockade.db"
+_TOKEN_SECRET = "token-secret"
 _WAIT_S = 20.0
 """Time that a start waits for a database that cannot be reached."""
 
@@ -65,7 +67,7 @@ async def prepare_records(config: Config, *, owner: pwd.struct_passwd | None = N
         connections=config.database.connections,
         wait_s=_WAIT_S,
     ) as database:
-        accounts = Accounts.on(database, config.accounts, preset=config.server.api_key)
+        accounts = _accounts(config, database)
         try:
             secret = await accounts.operation.ensure_admin(
                 preset=config.server.api_key, imported=imported, server_id=identity
@@ -83,6 +85,19 @@ async def prepare_records(config: Config, *, owner: pwd.struct_passwd | None = N
     except OSError as error:
         raise Unavailable(f"{images}: {error.strerror}") from error
     return secret
+
+
+def _accounts(config: Config, database: Database) -> Accounts:
+    """Accounts on *database*. Raises Unavailable or Fault when the secret that signs tokens cannot be had."""
+    hosts = [config.server.host, *(parse_address(one)[0] for one in config.server.listen.values())]
+    return Accounts.on(
+        database,
+        config.accounts,
+        preset=config.server.api_key,
+        users=config.users,
+        secret=config.users.jwt_secret or kept_secret(config.data_dir / STATE, _TOKEN_SECRET),
+        open_access=config.server.insecure or all(is_loopback(host) for host in hosts),
+    )
 
 
 def _take_back(directory: Path) -> None:
@@ -127,7 +142,7 @@ async def open_records(config: Config) -> AsyncIterator[Records]:
     async with Database.at(
         database_place(config), timeout_s=config.database.timeout_s, connections=config.database.connections
     ) as database:
-        accounts = Accounts.on(database, config.accounts, preset=config.server.api_key)
+        accounts = _accounts(config, database)
         try:
             yield Records(database=database, accounts=accounts, server_id=server_id(config.data_dir / STATE))
         finally:

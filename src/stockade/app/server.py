@@ -11,7 +11,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import structlog
@@ -25,6 +25,8 @@ from stockade.app.connections import connection
 from stockade.app.engine import build_engine, prepare_data_dir
 from stockade.app.guard import Guard
 from stockade.app.http import Parts, create_app, new_registry
+from stockade.app.job_metrics import JobMetrics
+from stockade.app.jobs import prepare_jobs, running_jobs
 from stockade.app.logs import configure
 from stockade.app.proxy import Proxy
 from stockade.app.records import STATE, Records, open_records, prepare_records, with_sandboxes
@@ -162,6 +164,7 @@ async def _serve(
                 made_key(secret)
             starting.shutdown()
             loop.set_default_executor(ThreadPoolExecutor())
+            prepare_jobs(config)
             privileges.drop(user)
             stack.enter_context(tracing(config.tracing))  # which has a thread of its own
             records = await stack.enter_async_context(open_records(config))
@@ -171,13 +174,24 @@ async def _serve(
                 sole = await stack.enter_async_context(caretaker.sandbox(engine, records, end=stop.end))
             elif engine.sandboxes is not None:
                 stack.push_async_callback(_end_sandboxes, engine.sandboxes, stop)
+            metrics = new_registry(engine)
+            if caretaker is None:
+                jobs = running_jobs(
+                    config,
+                    engine,
+                    records,
+                    metrics=JobMetrics(metrics),
+                    stop=stop.jobs_drain,
+                    at_once=stop.jobs_end,
+                )
+                engine = replace(engine, jobs=await stack.enter_async_context(jobs))
             parts = Parts(
                 config=config,
                 engine=engine,
                 keys=records.accounts,
                 accounts=records.accounts,
                 database=records.database,
-                registry=new_registry(engine),
+                registry=metrics,
                 sole=sole,
             )
             apps = [create_app(parts, host=one.host, only=one.dialect) for one in listeners]
@@ -289,8 +303,9 @@ def _uvicorn_config(config: Config, app: Any) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        # Whoever connects would otherwise choose the address that rate limits and the queue's fairness go by.
-        proxy_headers=False,
+        # Anybody else who connects would choose the address that rate limits and the queue's fairness go by.
+        proxy_headers=bool(config.server.trusted_proxies),
+        forwarded_allow_ips=list(config.server.trusted_proxies),
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(config.server.drain_s),
     )
@@ -327,11 +342,16 @@ class _Stop:
     by_hand: bool = False
     """SIGINT: somebody at a terminal."""
     is_wanted: bool = False
+    jobs_drain: asyncio.Event = field(default_factory=asyncio.Event)
+    jobs_end: asyncio.Event = field(default_factory=asyncio.Event)
     _answer: bool = False
 
     def end(self, *, at_once: bool = False) -> None:
         """Have every server drain, or end *at_once*: as soon as it answers, for a start cannot be left half-way."""
         self.is_wanted = True
+        self.jobs_drain.set()
+        if at_once:
+            self.jobs_end.set()
         if self._answer:
             for server in self.servers:
                 server.end(at_once=at_once)

@@ -8,12 +8,15 @@ import typer
 from stockade.cli.executor import TO_THE_END, executor
 from stockade.cli.failures import complain
 from stockade.cli.inspect import doctor, languages, version
+from stockade.cli.jobs import jobs
 from stockade.cli.keys import keys
 from stockade.cli.run import run
 from stockade.cli.sandbox import sandbox
 from stockade.cli.serve import serve
 from stockade.cli.usage import usage
+from stockade.cli.users import users
 from stockade.cli.warden import warden
+from stockade.cli.worker import worker
 from stockade.errors import Invalid, StockadeError
 
 __all__ = ["app", "main"]
@@ -31,9 +34,12 @@ app.command(context_settings=TO_THE_END)(executor)
 app.command()(run)
 app.command()(languages)
 app.command()(doctor)
+app.command()(worker)
 app.command()(warden)
 app.add_typer(sandbox, name="sandbox")
 app.add_typer(keys, name="keys")
+app.add_typer(users, name="users")
+app.add_typer(jobs, name="jobs")
 app.command()(usage)
 app.command()(version)
 

@@ -1,9 +1,11 @@
 """`stockade serve`."""
 
 import json
+import os
 import shlex
 from typing import TYPE_CHECKING, Annotated
 
+import structlog
 import typer
 
 from stockade.cli.options import ConfigFile, DataDir
@@ -47,11 +49,14 @@ def serve(
     The first start prints an API key, once. SIGTERM drains: running programs may end, new ones are refused; a second
     one ends at once.
     """
-    from stockade.app.http import dialect_settings
+    from stockade.app.http import dialect_settings, translated
+    from stockade.app.logs import configure
     from stockade.app.server import serve as run_server
     from stockade.config import load
 
+    environ, notices = translated(os.environ)
     loaded = load(
+        environ=environ,
         file=config,
         options={
             "server.host": host,
@@ -63,6 +68,9 @@ def serve(
         },
         dialects=dialect_settings(),
     )
+    configure(loaded.log)
+    for notice in notices:
+        structlog.get_logger().warning("config.notice", notice=notice)
     made: list[str] = []
 
     def made_key(secret: str) -> None:

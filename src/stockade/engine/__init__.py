@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from stockade.backends.base import Backend
 from stockade.engine.bindings import Bindings
 from stockade.engine.compilations import Compilations
+from stockade.engine.jobs import Jobs
 from stockade.engine.languages import Language, Languages
 from stockade.engine.limits import LimitPolicy
 from stockade.engine.ports import Ports
@@ -20,6 +21,7 @@ __all__ = [
     "Bindings",
     "Compilations",
     "Engine",
+    "Jobs",
     "Language",
     "Languages",
     "LimitPolicy",
@@ -55,3 +57,5 @@ class Engine:
     """Each opens one of them."""
     bindings: Bindings | None = None
     """Which port of each answers for the whole."""
+    jobs: Jobs | None = None
+    """Runs that are queued; `None` where there is no queue."""

@@ -26,6 +26,7 @@ from stockade.model import (
     RunResult,
     RunSpec,
 )
+from stockade.spans import OUTCOME, span
 
 __all__ = ["WORK_DIR", "Program", "Runs"]
 
@@ -139,7 +140,10 @@ class Runs:
 
         async def compile() -> tuple[ProcessResult, float]:
             async with self.queue.place(actor) as queued_s:
-                return await self.backend.run(sandbox, process), queued_s
+                with span("sandbox.compile", language=language.name, queued_ms=round(1000 * queued_s)) as noted:
+                    result = await self.backend.run(sandbox, process)
+                    noted.set_attribute(OUTCOME, result.outcome.value)
+                return result, queued_s
 
         key = self._key(actor, language, sandbox, process)
         async with self.compilations.compiled(key, compile) as made:
@@ -182,19 +186,21 @@ class Runs:
         """Run a prepared program once, in a sandbox of its own."""
         language = program.language
         async with self.queue.place(actor) as queued_s:
-            process = await self.backend.run(
-                SandboxSpec(image=language.image, limits=limits),
-                _run_step(
-                    language,
-                    limits,
-                    files=program.files,
-                    bundle=program.bundle,
-                    stdin=stdin,
-                    args=args,
-                    on_output_limit=on_output_limit,
-                ),
-                watched=watched,
-            )
+            with span("sandbox.run", language=language.name, queued_ms=round(1000 * queued_s)) as noted:
+                process = await self.backend.run(
+                    SandboxSpec(image=language.image, limits=limits),
+                    _run_step(
+                        language,
+                        limits,
+                        files=program.files,
+                        bundle=program.bundle,
+                        stdin=stdin,
+                        args=args,
+                        on_output_limit=on_output_limit,
+                    ),
+                    watched=watched,
+                )
+                noted.set_attribute(OUTCOME, process.outcome.value)
         return RunResult(
             language=language.name,
             compilation=program.compilation,

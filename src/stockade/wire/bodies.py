@@ -10,7 +10,7 @@ import re
 from typing import Any, NoReturn
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from stockade.errors import Invalid
@@ -78,16 +78,20 @@ async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> by
     size = int(announced[:20]) if announced.isdecimal() else 0
     try:
         async with asyncio.timeout(timeout_s):
+            has_more = True
             if size <= max_bytes:
                 size = 0
-                async for part in request.stream():
-                    size += len(part)
-                    if size > max_bytes:
-                        break
-                    parts.append(part)
+                while has_more and size <= max_bytes:
+                    message = await request.receive()
+                    if message["type"] != "http.request":
+                        raise ClientDisconnect
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    has_more = message.get("more_body", False)
             if size > max_bytes:
                 parts.clear()
-                await discard_body(request.receive)
+                if has_more:  # else there is nothing to come that one could wait for
+                    await discard_body(request.receive)
                 raise BodyTooLarge(max_bytes)
     except TimeoutError:
         raise BodyTimeout(timeout_s) from None

@@ -1,6 +1,6 @@
 """The record by which a dialect is found and mounted."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +51,8 @@ class Services:
     open_access: bool
     """True where every listener of this app is on a loopback address (or the operator said `--insecure`):
     a dialect whose protocol has no authentication then answers without a key."""
+    is_alone: bool = False
+    """Whether nothing but the dialect answers on this app's address."""
     sole: SoleSandbox | None = None
     """Set where the server is there for one sandbox alone."""
 
@@ -77,6 +79,9 @@ class Dialect:
     refusal: Callable[[int], Response | None] | None = None
     """How the dialect, alone on an address, words what the server refuses by itself, by status (404, 405, 413, 503);
     `None` where it has no words of its own for it."""
+    variables: Callable[[Mapping[str, str]], tuple[Mapping[str, str], Sequence[str]]] | None = None
+    """What the variables of an environment that are the original system's own mean here: variables of ours, and what
+    the operator is to be told. Raises ConfigError where the original would not start either."""
     listeners: Callable[[Services], AbstractAsyncContextManager[object]] | None = None
     """Whatever the dialect serves beside HTTP (gRPC), where its settings say so. Entered once for each server, however
     many apps mount the dialect, after the engine has started; left before the engine is closed."""
