@@ -1,0 +1,51 @@
+/** Colours of the terminal. Each pair of text and background reaches 4.5 : 1, bright black on dark excepted (dim by intent). */
+
+import type { ITheme } from "@xterm/xterm";
+
+export const DARK: ITheme = {
+  background: "#0d1117",
+  foreground: "#dbe2ea",
+  cursor: "#7cc4ff",
+  cursorAccent: "#0d1117",
+  selectionBackground: "#31506e",
+  black: "#5c6773",
+  red: "#ff8178",
+  green: "#5fcf80",
+  yellow: "#e3b558",
+  blue: "#79b8ff",
+  magenta: "#d2a1ff",
+  cyan: "#5ccfe0",
+  white: "#c9d1d9",
+  brightBlack: "#8b98a5",
+  brightRed: "#ffa198",
+  brightGreen: "#7ee79b",
+  brightYellow: "#f2cc60",
+  brightBlue: "#a5d0ff",
+  brightMagenta: "#e2c0ff",
+  brightCyan: "#8ae6f2",
+  brightWhite: "#f4f7fa",
+};
+
+export const LIGHT: ITheme = {
+  background: "#ffffff",
+  foreground: "#1f2933",
+  cursor: "#0b5cad",
+  cursorAccent: "#ffffff",
+  selectionBackground: "#b9d8f7",
+  black: "#1f2933",
+  red: "#b3261e",
+  green: "#1a6b34",
+  yellow: "#7a5500",
+  blue: "#0b5cad",
+  magenta: "#7a35b5",
+  cyan: "#0a6a78",
+  white: "#5b6672",
+  brightBlack: "#52606d",
+  brightRed: "#9c1c15",
+  brightGreen: "#145a2a",
+  brightYellow: "#664700",
+  brightBlue: "#084a8c",
+  brightMagenta: "#652a98",
+  brightCyan: "#085965",
+  brightWhite: "#39434d",
+};
