@@ -8,15 +8,19 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # apt-get needs root; an ordinary user has it through sudo, where that asks no question.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
-ALONE := $(addprefix tests/,app backends faults security test_soak.py vm warden)
+# Tests that have a warden to themselves, or look at the one of their process; of these, those that measure what the host
+# has left, or leave next to nothing of it to others.
+WARDEN := $(addprefix tests/,app backends faults security warden)
+ALONE := $(addprefix tests/,app/test_load.py faults/test_growth.py security/test_living_corpus.py test_soak.py vm)
+SHARED := -n logical --maxprocesses 4 --dist loadfile
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 
-.PHONY: help setup serve test test-packages test-vm bench soak flame lint docs
+.PHONY: help setup portal serve test test-packages test-vm bench soak flame lint docs
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## Make .venv and install Stockade with all that developers need
+setup: $(STAMP) portal ## Make .venv, install Stockade with all that developers need, and build the portal
 
 # Quick when nothing changed: the stamp is newer than what says what to install.
 $(STAMP): pyproject.toml
@@ -32,6 +36,10 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]' --group dev
 	@touch $@
 
+# Quick when nothing changed: it compares what the sources hold with what the last build was made from.
+portal: $(STAMP)
+	@$(BIN)/python scripts/build_portal.py
+
 serve: setup ## Serve on http://127.0.0.1:8080 and print how to use it
 	@# An ordinary user may limit memory and CPU only in a control group of their own, which systemd gives to those who ask.
 	@scope=(); \
@@ -40,10 +48,10 @@ serve: setup ## Serve on http://127.0.0.1:8080 and print how to use it
 	exec "$${scope[@]}" $(BIN)/stockade serve $(ARGS)
 
 test: setup test-packages ## Install what the tests need, then run them (ARGS='-k name' for some)
-	@# Those that look at all of the host, or at how much of it is used, have it to themselves; of the others several
-	@# files run at a time.
+	@# Several files at a time, each in one process; whoever brings out attacks has not run anything else before.
 	@if [ -n "$(ARGS)" ]; then exec $(BIN)/python -m pytest $(ARGS); fi; \
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(addprefix --ignore=,$(ALONE)) || failed=1; \
+	$(BIN)/python -m pytest $(SHARED) $(addprefix --ignore=,$(WARDEN) $(ALONE)) || failed=1; \
+	$(BIN)/python -m pytest $(SHARED) $(addprefix --ignore=,$(ALONE)) $(WARDEN) || failed=1; \
 	$(BIN)/python -m pytest $(ALONE) || failed=1; \
 	[ -z "$${failed:-}" ]
 
