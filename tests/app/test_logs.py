@@ -5,6 +5,7 @@ import json
 import logging
 
 import structlog
+from opentelemetry import trace
 
 from stockade.app.logs import configure
 from stockade.config import LogConfig
@@ -21,6 +22,19 @@ def test_an_event_is_one_line_of_json() -> None:
     log.info("server.started", port=1)
     event = json.loads(stream.getvalue())
     assert (event["event"], event["port"], event["level"]) == ("server.started", 1, "info")
+
+
+def test_an_event_names_the_span_that_is_under_way() -> None:
+    stream, log = _written(LogConfig(format="json"))
+    traced = trace.SpanContext(0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, is_remote=False)
+    with trace.use_span(trace.NonRecordingSpan(traced)):
+        log.info("job.ended")
+        logging.getLogger("uvicorn.error").error("of a library")
+    log.info("later")
+    *within, after = (json.loads(line) for line in stream.getvalue().splitlines())
+    for event in within:
+        assert (event["trace_id"], event["span_id"]) == ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
+    assert "trace_id" not in after
 
 
 def test_events_below_the_level_are_left_out() -> None:

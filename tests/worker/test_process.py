@@ -77,7 +77,7 @@ async def test_workers_do_what_waits_each_its_languages_show_their_figures_and_l
             async with httpx.AsyncClient() as client:
                 figures = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
             assert 'stockade_jobs_ended_total{language="python",outcome="exited",state="succeeded"} 20.0' in figures
-            assert "stockade_job_run_seconds_count 20.0" in figures
+            assert 'stockade_job_run_seconds_count{language="python"} 20.0' in figures
             assert await heard_until_cancelled(store) == [
                 JobState.QUEUED,
                 JobState.RUNNING,

@@ -151,6 +151,7 @@ async def running_jobs(
     async with open_job_store(config, records.database) as store:
         observer = _observer(config, metrics)
         check_jobs_config(config, engine.languages)  # even where nobody works
+        secret = webhook_secret(config)
         worker: Worker | None = None
         if places:
             worker = Worker(
@@ -168,8 +169,9 @@ async def running_jobs(
             config=config.jobs,
             runs_here=worker is not None,
             nudge=worker.nudge if worker is not None else lambda: None,
+            webhook_secret=secret,
         )
-        sender = WebhookSender(store, config.jobs.webhooks, secret=webhook_secret(config), observer=observer)
+        sender = WebhookSender(store, config.jobs.webhooks, secret=secret, observer=observer)
         chores = Chores(
             store=store,
             config=config.jobs,
@@ -203,8 +205,9 @@ async def running_jobs(
 
 
 def _observer(config: Config, metrics: JobMetrics | None) -> Observer:
-    traces = JobTraces() if config.tracing.endpoint else None
-    return Observers(*(one for one in (traces, metrics) if one is not None))
+    if not config.tracing.endpoint:
+        return metrics or Observer()
+    return Observers(JobTraces(), metrics or Observer())
 
 
 def _report(task: "asyncio.Task[None]") -> None:

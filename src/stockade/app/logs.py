@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
+from opentelemetry import trace
 
 from stockade.config import LogConfig
 
@@ -26,6 +27,7 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _of_span,
         _trace,
     ]
     renderer: Any = (
@@ -48,6 +50,15 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
 
 
+def _of_span(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":
+    """Name the span that is under way: a line in the log and a trace are found by each other."""
+    span = trace.get_current_span().get_span_context()
+    if span.is_valid:
+        event["trace_id"] = trace.format_trace_id(span.trace_id)
+        event["span_id"] = trace.format_span_id(span.span_id)
+    return event
+
+
 def _trace(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":
     """Replace an exception by its type and the places it passed.
 
@@ -66,9 +77,9 @@ def _trace(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "Event
 def places(error: BaseException) -> list[str]:
     """Where *error* came by, the innermost last: file:line function."""
     found = []
-    trace = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        found.append(f"{code.co_filename}:{trace.tb_lineno} {code.co_qualname}")
-        trace = trace.tb_next
+    passed = error.__traceback__
+    while passed is not None:
+        code = passed.tb_frame.f_code
+        found.append(f"{code.co_filename}:{passed.tb_lineno} {code.co_qualname}")
+        passed = passed.tb_next
     return found[-MOST_PLACES:]

@@ -1,9 +1,12 @@
 """An id for every request, and, where the operator wants them, traces (OpenTelemetry)."""
 
 import contextlib
+import logging
 import re
 import secrets
+import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import structlog
 from opentelemetry import propagate, trace
@@ -12,16 +15,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stockade import __version__
 from stockade.config import TracingConfig
 from stockade.errors import Unsupported
+from stockade.spans import spanned
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 __all__ = ["Traced", "tracing"]
 
+log = structlog.get_logger()
+
 HEADER = b"x-request-id"
+LAST_S = 3.0
+"""Time that the collector has for the last spans."""
+SERVERS_FAULT = 500
+"""Answers with this status, or a higher one, are not the client's doing."""
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 @contextlib.contextmanager
 def tracing(config: TracingConfig) -> Iterator[None]:
-    """Send spans to the configured collector during the block; what has not been sent at its end is sent then.
+    """Send spans to the configured collector during the block; what has not been sent at its end is sent then, if the
+    collector takes it within `LAST_S`.
 
     Raises:
         Unsupported: a collector is configured, and the extra `otel` is not installed.
@@ -41,16 +55,28 @@ def tracing(config: TracingConfig) -> Iterator[None]:
     provider = TracerProvider(
         sampler=ParentBased(TraceIdRatioBased(config.ratio)),
         resource=Resource.create({"service.name": config.service, "service.version": __version__}),
+        shutdown_on_exit=False,
     )
     exporter = OTLPSpanExporter(
         endpoint=url if url.endswith("/v1/traces") else f"{url}/v1/traces", timeout=config.timeout_s
     )
+    # While the collector is away: one line for what is given up, none for each attempt.
+    logging.getLogger("opentelemetry").setLevel(logging.ERROR)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     try:
         yield
     finally:
-        provider.shutdown()
+        _end(provider)
+
+
+def _end(provider: "TracerProvider") -> None:
+    """Send the rest. A collector that is away holds up nobody's end: its library would try for many times as long."""
+    ending = threading.Thread(target=provider.shutdown, name="last spans", daemon=True)
+    ending.start()
+    ending.join(LAST_S)
+    if ending.is_alive():
+        log.warning("tracing.spans_not_sent")
 
 
 class Traced:
@@ -65,14 +91,20 @@ class Traced:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        given = headers.get(HEADER, b"")
-        # A caller's own id, if it is one that may stand in a log.
-        id = given if _ID.fullmatch(given) else secrets.token_hex(8).encode()
+        given = [value for name, value in scope["headers"] if name == HEADER]
+        if len(given) == 1 and _ID.fullmatch(given[0]):
+            id = given[0]  # the caller's own, which may stand in a log
+        else:
+            id = secrets.token_hex(8).encode()
+            # Whoever looks for it further in finds this one.
+            others = (header for header in scope["headers"] if header[0] != HEADER)
+            scope = {**scope, "headers": [*others, (HEADER, id)]}
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (HEADER, id)]
+                headers = message.get("headers", ())
+                if all(name.lower() != HEADER for name, _ in headers):
+                    message["headers"] = [*headers, (HEADER, id)]
             await send(message)
 
         tokens = structlog.contextvars.bind_contextvars(request_id=id.decode())
@@ -80,7 +112,7 @@ class Traced:
             if self._tracer is None:
                 await self._app(scope, receive, send_with_id)
             else:
-                await self._spanned(self._tracer, scope, headers, receive, send_with_id, id=id.decode())
+                await self._spanned(self._tracer, scope, receive, send_with_id, id=id.decode())
         finally:
             structlog.contextvars.reset_contextvars(**tokens)
 
@@ -88,25 +120,25 @@ class Traced:
         self,
         tracer: trace.Tracer,
         scope: Scope,
-        headers: dict[bytes, bytes],
         receive: Receive,
         send: Send,
         *,
         id: str,
     ) -> None:
+        headers = dict(scope["headers"])
         carrier = {
             name: headers[name.encode()].decode("latin-1")
             for name in ("traceparent", "tracestate")
             if name.encode() in headers
         }
         method = scope.get("method", "WEBSOCKET")
-        with tracer.start_as_current_span(
-            method, context=propagate.extract(carrier), kind=trace.SpanKind.SERVER
-        ) as span:
+        with spanned(tracer, method, {}, parent=propagate.extract(carrier), kind=trace.SpanKind.SERVER) as span:
 
             async def send_noted(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     span.set_attribute("http.response.status_code", message["status"])
+                    if message["status"] >= SERVERS_FAULT:
+                        span.set_status(trace.StatusCode.ERROR)
                 await send(message)
 
             try:

@@ -8,15 +8,16 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import structlog
 
 from stockade.config_jobs import JobsConfig
 from stockade.engine.job_events import JobEvent, StateChanged, follow, until_ended
 from stockade.engine.runs import Runs
-from stockade.engine.webhooks import check_url
-from stockade.errors import Conflict, Invalid, NotFound
-from stockade.model import Actor, Limits, RunSpec
+from stockade.engine.webhooks import check_url, secret_of
+from stockade.errors import Conflict, Invalid, InvalidLimit, NotFound
+from stockade.model import Actor, LimitOverrides, Limits, RunSpec
 from stockade.model.jobs import Job, JobFailure, JobFilter, JobPage, OutputPiece, QueueDepth, Webhook, WorkerRecord
 from stockade.spans import span, traceparent
 from stockade.store.jobs import JobStore
@@ -31,6 +32,10 @@ MOST_LABELS = 32
 MOST_LABEL_NAME = 63
 MOST_LABEL_TEXT = 255
 MOST_LISTED = 1000
+MOST_ARGUMENT_BYTES = 32 * 1024
+"""Of all arguments together: lists show them, and a list has up to `MOST_LISTED` jobs."""
+MOST_OUTPUT_BYTES = 4 * 1024 * 1024
+"""Of each stream. Unlike that of a run, it is kept, and shown to however many ask for it at once."""
 SILENT_BEATS = 3
 """A worker that has left out so many signs of life is not listed any more."""
 
@@ -69,6 +74,8 @@ class Jobs:
     """Whether a worker of this process may do the work. If not, languages need not be installed here."""
     nudge: Callable[[], None] = lambda: None
     """Makes workers of this process look at once at what is asked of them, not at their next heartbeat."""
+    webhook_secret: str = field(default="", repr=False)
+    """Of the server: no account's, and shown to none."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def check(self, actor: Actor, request: JobRequest) -> Limits:
@@ -87,10 +94,28 @@ class Jobs:
         if request.webhook_url:
             check_url(request.webhook_url)
         _check_labels(request.labels)
-        return self._check_spec(request.spec)
+        return self._limits(actor, request.spec)[0]
+
+    def _limits(self, actor: Actor, spec: RunSpec) -> tuple[Limits, LimitOverrides]:
+        """The limits that the job would run under, and what has to be asked of a worker, who does not know the actor,
+        for that.
+        """
+        given = self._check_spec(spec)
+        asked = spec.limits
+        for name, most in _bounds(actor).items():
+            value = getattr(given, name)
+            if most is None or value <= most:
+                continue
+            if getattr(asked, name) is not None:
+                raise InvalidLimit(name, value, f"a job of yours may have {most:g} at most", maximum=most)
+            less: dict[str, Any] = {name: most}
+            given, asked = replace(given, **less), replace(asked, **less)
+        return given, asked
 
     def _check_spec(self, spec: RunSpec) -> Limits:
         runs = self.runs
+        if sum(len(one.encode(errors="surrogatepass")) for one in spec.args) > MOST_ARGUMENT_BYTES:
+            raise Invalid(f"args: must have at most {MOST_ARGUMENT_BYTES} bytes together; use the standard input")
         if self.runs_here or runs.languages.is_available(spec.language):
             return runs.check(spec)
         # As `Runs.check`, but for what is installed: some worker has it, or will have.
@@ -125,7 +150,7 @@ class Jobs:
 
     def _new(self, actor: Actor, request: JobRequest, *, batch_id: str | None = None) -> Job:
         self.check(actor, request)
-        spec, now = request.spec, self.now()
+        spec, now = replace(request.spec, limits=self._limits(actor, request.spec)[1]), self.now()
         if not actor.templates and spec.template is None:
             # A worker knows nothing of the key: what it does not want is said with the job.
             spec = replace(spec, template="none")
@@ -216,7 +241,7 @@ class Jobs:
         job = await self.get(actor, job_id)
         if not job.has_ended:
             raise Conflict(f"job {job_id} is {job.state.value}: only one that has ended can be repeated")
-        self._check_spec(job.spec)
+        job = replace(job, spec=replace(job.spec, limits=self._limits(actor, job.spec)[1]))
         owner = (job.account_id, job.key_id) if job.account_id else (actor.account_id, actor.id)
         (new,) = await self._submit([again(job, owner=owner, now=self.now())])
         return new
@@ -239,7 +264,11 @@ class Jobs:
         Raises:
             NotFound: as `get`.
         """
-        return await until_ended(self.store, await self.get(actor, job_id), timeout_s=timeout_s)
+        return await self.ended(await self.get(actor, job_id), timeout_s=timeout_s)
+
+    async def ended(self, job: Job, *, timeout_s: float) -> Job:
+        """As `wait`, for whoever has just been given the *job*."""
+        return await until_ended(self.store, job, timeout_s=timeout_s)
 
     async def events(self, actor: Actor, job_id: str) -> AsyncIterator[JobEvent]:
         """How the job is, then what happens to it; the last event has the ended job. See `follow`.
@@ -249,6 +278,16 @@ class Jobs:
         """
         async for event in follow(self.store, await self.get(actor, job_id), nudge=self.nudge):
             yield event
+
+    def secret_of(self, actor: Actor) -> str:
+        """What signs the messages about jobs of the actor's account.
+
+        Raises:
+            NotFound: the actor has no account. Messages about jobs of nobody are the operator's to check.
+        """
+        if not actor.account_id or not self.webhook_secret:
+            raise NotFound("only accounts have a secret for webhooks; the operator of this server knows the others'")
+        return secret_of(self.webhook_secret, actor.account_id)
 
     async def depth(self) -> QueueDepth:
         """How many jobs of everybody wait, run, are dead."""
@@ -288,6 +327,15 @@ def again(job: Job, *, owner: tuple[str, str], now: datetime) -> Job:
 def kept_s(config: JobsConfig) -> float | None:
     """Seconds for which an ended job is kept; `None` for ever."""
     return config.retention_s or None
+
+
+def _bounds(actor: Actor) -> Mapping[str, float | None]:
+    """The most that a job of the actor's may have, beside what the server allows to everybody; `None`: no less."""
+    return {
+        "wall_s": actor.max_duration_s,
+        "memory_bytes": actor.max_memory_bytes,
+        "output_bytes": MOST_OUTPUT_BYTES,
+    }
 
 
 def _is_visible(actor: Actor, job: Job) -> bool:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from stockade.errors import Invalid
 from stockade.model.jobs import Job, JobResult
 
-__all__ = ["SIGNATURE_HEADER", "check_url", "describe", "retry_in", "signature"]
+__all__ = ["SIGNATURE_HEADER", "check_url", "describe", "retry_in", "secret_of", "signature"]
 
 SIGNATURE_HEADER = "Stockade-Signature"
 MOST_OUTPUT_BYTES = 64 * 1024
@@ -96,6 +96,15 @@ def _text(output: bytes) -> str:
 
 def _moment(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def secret_of(secret: str, account_id: str) -> str:
+    """What signs messages about jobs of an account, made of the server's own *secret*: who checks messages can sign
+    them, too, and must not be able to sign others'. Those about jobs of nobody are signed with *secret* itself.
+    """
+    if not account_id:
+        return secret
+    return hmac.new(secret.encode(), f"stockade webhooks of {account_id}".encode(), hashlib.sha256).hexdigest()
 
 
 def signature(secret: str, body: bytes, *, at: int) -> str:

@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+from collections.abc import Coroutine
+from typing import Any
 
-__all__ = ["Pause", "sleep_until"]
+__all__ = ["Pause", "first_of", "sleep_until"]
 
 
 class Pause:
@@ -36,3 +38,16 @@ async def sleep_until(event: asyncio.Event, within_s: float) -> bool:
         except TimeoutError:
             pass
     return event.is_set()
+
+
+async def first_of(within_s: float, *work: Coroutine[Any, Any, object]) -> None:
+    """Wait for the first of several, at most so long; the others are cancelled."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

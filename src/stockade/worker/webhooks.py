@@ -4,13 +4,15 @@
 |---|---|
 | reaching services of this host or its network | the addresses of the name must all be public, or permitted |
 | DNS rebinding: a name that changes after the check | resolved once; the connection goes to the checked address |
-| a redirect inwards | none is followed |
+| a redirect inwards | none is followed, and where it leads is not looked at |
 | a receiver that never answers, or answers without end | one deadline; of the answer only the status is read |
+| an account whose receivers do not answer, and whose messages are many | few of its messages are under way at a time; those of others pass it |
+| an answer that something in here cannot bear | whatever it is, that one message has failed, and no other |
 | the server's own credentials, proxies | a client without cookies, `.netrc` or proxy variables |
-| somebody else who pretends to be us | each body is signed, with its time |
+| somebody else who pretends to be us | each body is signed, with its time, by a secret of the job's account: another account's does not help |
 
 A receiver may be told twice: when it has taken a message and we end before that is noted.
-"""
+"""  # noqa: E501
 
 import asyncio
 import contextlib
@@ -26,21 +28,27 @@ import structlog
 
 from stockade import __version__
 from stockade.config_jobs import WebhooksConfig
-from stockade.engine.webhooks import SIGNATURE_HEADER, describe, retry_in, signature
+from stockade.engine.webhooks import SIGNATURE_HEADER, describe, retry_in, secret_of, signature
 from stockade.errors import StockadeError
 from stockade.model.jobs import Job, Webhook
 from stockade.settings import ConfigError
 from stockade.store.jobs import JobStore
 from stockade.wire.fetch import IPAddress, Resolve, is_public, resolve
 from stockade.worker.observing import Observer
-from stockade.worker.pauses import Pause, sleep_until
+from stockade.worker.pauses import Pause, first_of, sleep_until
 
 __all__ = ["NotDelivered", "WebhookSender", "permission"]
 
 log = structlog.get_logger()
 
 EVERY_S = 1.0
-AT_ONCE = 8
+AT_ONCE = 32
+TOGETHER = 8
+"""So many places are waited for before the store is asked again."""
+AT_ONCE_OF_SLOW = 2
+"""Of an account whose receivers have kept us waiting until the time was up."""
+SLOW_FOR_S = 60.0
+MOST_SLOW = 10_000
 HOLD_S = 30.0
 """Beyond the receiver's time, until another sender may take a message over."""
 NOTE_TRIES = 5
@@ -74,6 +82,28 @@ def permission(networks: tuple[str, ...]) -> Callable[[IPAddress], bool]:
     return lambda address: is_public(address) or any(address in network for network in permitted)
 
 
+class _Slow:
+    """An account whose receivers do not answer in time."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        self.under_way = 0
+        self.planned_until = 0.0
+        """Up to when its messages that had to wait fill the time that it is given."""
+
+    def turn_in(self, timeout_s: float) -> float:
+        """Seconds until another message of its may be tried, if none is answered before its time is up."""
+        now = time.monotonic()
+        self.planned_until = max(now, self.planned_until) + timeout_s / AT_ONCE_OF_SLOW
+        return self.planned_until - now
+
+
+async def _refuse_redirect(response: httpx.Response) -> None:
+    """Raise NotDelivered, before the library looks where it leads: of some addresses it makes errors of its own."""
+    if response.has_redirect_location:
+        raise NotDelivered(f"the receiver answered {response.status_code}: redirects are not followed")
+
+
 class WebhookSender:
     """Sends the messages that are due. Made for one event loop."""
 
@@ -89,7 +119,7 @@ class WebhookSender:
         """Nothing is sent yet.
 
         Args:
-            secret: signs the messages.
+            secret: of the server; see `secret_of` for what signs the messages.
 
         Raises:
             ConfigError: see `permission`.
@@ -100,23 +130,33 @@ class WebhookSender:
         self._observer = observer or Observer()
         self._resolve = resolve
         self._permitted = permission(config.permit_private)
+        self._under_way = 0
+        self._slow: dict[str, _Slow] = {}
+        self._freed = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Send what is due until *stop*; what is under way then is finished."""
         pause = Pause()
         # trust_env=False: no proxies, no .netrc. A proxy would resolve the name again.
-        async with httpx.AsyncClient(
-            trust_env=False,
-            follow_redirects=False,
-            timeout=self._config.timeout_s,
-            # A connection is one name's, although it goes to an address that others may share.
-            limits=httpx.Limits(max_keepalive_connections=0),
-        ) as client:
+        async with (
+            httpx.AsyncClient(
+                trust_env=False,
+                follow_redirects=False,
+                timeout=self._config.timeout_s,
+                # A connection is one name's, although it goes to an address that others may share.
+                limits=httpx.Limits(max_keepalive_connections=0),
+                event_hooks={"response": [_refuse_redirect]},
+            ) as client,
+            asyncio.TaskGroup() as group,
+        ):
             while not stop.is_set():
                 try:
-                    sent = await self._send_due(client)
+                    self._freed.clear()
+                    found = await self._send_due(client, group)
                     pause.over()
-                    wait_s = 0.0 if sent else EVERY_S
+                    wait_s = 0.0 if found else EVERY_S
+                    if self._under_way > AT_ONCE - TOGETHER:
+                        await first_of(EVERY_S, self._freed.wait(), stop.wait())
                 except Exception as error:
                     wait_s = pause.next_s()
                     if isinstance(error, StockadeError):
@@ -125,18 +165,60 @@ class WebhookSender:
                         log.error("webhooks.cannot_look", exc_info=error)
                 await sleep_until(stop, wait_s)
 
-    async def _send_due(self, client: httpx.AsyncClient) -> bool:
-        jobs = await self._store.due_webhooks(most=AT_ONCE, hold_s=self._config.timeout_s + HOLD_S)
-        async with asyncio.TaskGroup() as group:
-            for job in jobs:
-                group.create_task(self._see_to(client, job), name=f"webhook of job {job.id}")
+    async def _send_due(self, client: httpx.AsyncClient, group: asyncio.TaskGroup) -> bool:
+        """Begin with what is due, as far as there are places; whether anything was."""
+        free = AT_ONCE - self._under_way
+        if free <= 0:
+            return True
+        jobs = await self._store.due_webhooks(most=free, hold_s=self._config.timeout_s + HOLD_S)
+        for job in jobs:
+            slow = self._slow_one(job)
+            if slow is not None and slow.under_way >= AT_ONCE_OF_SLOW:
+                await self._put_off(job, slow)
+                continue
+            self._under_way += 1
+            if slow is not None:
+                slow.under_way += 1
+            group.create_task(self._see_to(client, job, slow), name=f"webhook of job {job.id}")
         return bool(jobs)
 
-    async def _see_to(self, client: httpx.AsyncClient, job: Job) -> None:
+    def _slow_one(self, job: Job) -> _Slow | None:
+        """What is known of the job's account, where its receivers keep us waiting."""
+        slow = self._slow.get(_whose(job))
+        if slow is not None and slow.until <= time.monotonic() and not slow.under_way:
+            del self._slow[_whose(job)]
+            return None
+        return slow
+
+    def _is_slow(self, job: Job) -> None:
+        """A receiver of the account's has kept us waiting until its time was up."""
+        if len(self._slow) >= MOST_SLOW:
+            self._slow.clear()
+        self._slow.setdefault(_whose(job), _Slow()).until = time.monotonic() + SLOW_FOR_S
+
+    async def _put_off(self, job: Job, slow: _Slow) -> None:
+        """Have a message wait for its turn. That is no attempt, and nothing has failed."""
+        assert job.webhook is not None
+        wait_s = min(slow.turn_in(self._config.timeout_s), self._config.longest_retry_s)
+        await self._store.set_webhook(
+            job.id, replace(job.webhook, next_at=datetime.now(UTC) + timedelta(seconds=wait_s))
+        )
+
+    async def _see_to(self, client: httpx.AsyncClient, job: Job, slow: _Slow | None) -> None:
         if job.trace_id:
             structlog.contextvars.bind_contextvars(trace_id=job.trace_id)  # of this task
-        with self._observer.telling(job):
-            await self._tell(client, job)
+        try:
+            with self._observer.telling(job):
+                await self._tell(client, job)
+        except Exception as error:
+            # A mistake of ours with one message is no reason to drop the others; it is due again after a while.
+            log.error("webhook.crashed", job_id=job.id, exc_info=error)
+        finally:
+            self._under_way -= 1
+            if slow is not None:
+                slow.under_way -= 1
+            if self._under_way <= AT_ONCE - TOGETHER:
+                self._freed.set()
 
     async def _tell(self, client: httpx.AsyncClient, job: Job) -> None:
         webhook = job.webhook
@@ -146,12 +228,17 @@ class WebhookSender:
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 await self._post(client, job, webhook.url, attempts)
-        except TimeoutError:
+        except (TimeoutError, httpx.TimeoutException):
+            self._is_slow(job)
             after = self._failed(webhook, f"no answer within {self._config.timeout_s:g} s")
         except NotDelivered as error:
             after = self._failed(webhook, str(error), is_final=error.is_final)
         except httpx.HTTPError as error:
             after = self._failed(webhook, f"{type(error).__name__}: {error}")
+        except Exception as error:
+            # Whatever a receiver has found: nobody else's message may be lost for it, nor this one be tried for ever.
+            log.error("webhook.crashed", job_id=job.id, exc_info=error)
+            after = self._failed(webhook, "the message could not be sent")
         else:
             after = replace(webhook, attempts=attempts, next_at=None, delivered_at=datetime.now(UTC), error="")
         given_up = after.delivered_at is None and after.next_at is None
@@ -210,7 +297,7 @@ class WebhookSender:
                 "User-Agent": f"Stockade/{__version__}",
                 "Stockade-Job": job.id,
                 "Stockade-Attempt": str(attempt),
-                SIGNATURE_HEADER: signature(self._secret, body, at=int(time.time())),
+                SIGNATURE_HEADER: signature(secret_of(self._secret, job.account_id), body, at=int(time.time())),
             },
             # The certificate must be the name's although we connect to the address.
             extensions={"sni_hostname": target.host} if target.scheme == "https" else {},
@@ -219,8 +306,6 @@ class WebhookSender:
         with contextlib.suppress(httpx.HTTPError):  # what comes after the status is of no interest
             await response.aclose()
         client.cookies.clear()
-        if response.has_redirect_location:
-            raise NotDelivered(f"the receiver answered {response.status_code}: redirects are not followed")
         if not response.is_success:
             raise NotDelivered(f"the receiver answered {response.status_code}")
 
@@ -235,3 +320,7 @@ class WebhookSender:
         if not all(map(self._permitted, addresses)):
             raise Refused("the address is not a public one")
         return addresses[0]
+
+
+def _whose(job: Job) -> str:
+    return job.account_id or job.key_id

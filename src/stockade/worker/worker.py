@@ -14,9 +14,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import structlog
 
@@ -30,7 +29,7 @@ from stockade.store.jobs import JobStore
 from stockade.worker.attempt import Attempt
 from stockade.worker.held import CutShort, Held
 from stockade.worker.observing import Observer
-from stockade.worker.pauses import Pause, sleep_until
+from stockade.worker.pauses import Pause, first_of, sleep_until
 
 __all__ = ["Worker", "pools_of"]
 
@@ -135,7 +134,7 @@ class Worker:
             most, languages, room = self._free(), self._can_run(), self._room()
             languages = tuple(name for name in languages if room.get(name, 1) > 0)
             if most <= 0 or not languages:
-                await _first_of(IDLE_S, stop.wait(), self._wake.wait())
+                await first_of(IDLE_S, stop.wait(), self._wake.wait())
                 continue
             asked_at = time.monotonic()
             try:
@@ -157,7 +156,7 @@ class Worker:
         wakers = [stop.wait(), self._store.wait_for_work(IDLE_S)]
         if self._pools:  # a free place may be one for a language whose pool was full
             wakers.append(self._wake.wait())
-        await _first_of(IDLE_S, *wakers)
+        await first_of(IDLE_S, *wakers)
 
     def _take(self, group: asyncio.TaskGroup, job: Job, asked_at: float) -> None:
         held = Held(job, lease_ends=asked_at + self._config.lease_s)
@@ -275,7 +274,7 @@ class Worker:
         give_up = time.monotonic() + self._drain_s
         while self._held and not self._at_once.is_set() and (left_s := give_up - time.monotonic()) > 0:
             self._wake.clear()
-            await _first_of(left_s, self._wake.wait(), self._at_once.wait())
+            await first_of(left_s, self._wake.wait(), self._at_once.wait())
         for held in list(self._held.values()):
             held.end(CutShort.DRAINING)
         give_up = time.monotonic() + LAST_WORDS_S
@@ -305,19 +304,6 @@ def pools_of(config: JobsConfig, languages: Languages) -> Mapping[str, int]:
             raise ConfigError(f"jobs.pools: {name}: must be a whole number (got {text!r})")
         pools[language] = int(text)
     return pools
-
-
-async def _first_of(within_s: float, *work: Coroutine[Any, Any, object]) -> None:
-    """Wait for the first of several, at most so long; the others are cancelled."""
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        done, _ = await asyncio.wait(tasks, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
 
 def _complain(event: str, error: Exception, **fields: object) -> None:
