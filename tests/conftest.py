@@ -51,7 +51,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def _left_behind(before: leftovers.Snapshot) -> str:
     """What is still there after a while, in words; empty when there is nothing."""
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 30.0
     while (left := leftovers.since(before)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return "left behind by the tests:\n" + "\n".join(left) if left else ""

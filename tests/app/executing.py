@@ -104,7 +104,7 @@ def executing(
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
+                process.wait(60)
         process.kill()
         process.wait(START_S)
         for warden in warden_of(folder):

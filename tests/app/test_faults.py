@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -207,7 +206,8 @@ def test_a_server_with_a_key_starts_and_runs_on_a_full_disk(tmp_path: Path) -> N
     subprocess.run(
         command("keys", "create", "ci", "--data-dir", str(content)), env=environment(), check=True, timeout=START_S
     )
-    (content / "state" / "server-id").write_text(f"{uuid.uuid4()}\n")  # as a first start makes it
+    with serving(content) as server:
+        server.end()  # a first start: it has made what it keeps of its own
     done = start_on_full_disk(tmp_path / "small", content)
     assert done.returncode == 0, done.stderr
     assert '"stdout":"42\\n"' in done.stdout

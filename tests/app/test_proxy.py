@@ -399,7 +399,7 @@ async def test_a_client_that_leaves_ends_the_request_inside(setting: Setting) ->
     async with setting.app(service), setting.client() as client:
         async with client.stream("GET", "/", headers={"host": setting.host}) as answer:
             await anext(answer.aiter_raw())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await left.wait()
 
 
@@ -529,7 +529,7 @@ async def test_the_clients_close_code_reaches_the_service(setting: Setting) -> N
     async with setting.answering(service):
         async with setting.websocket() as client:
             await client.close(4002, "enough")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await closed == (4002, "enough")
 
 

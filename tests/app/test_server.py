@@ -28,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def until(fact: Callable[[], object], within_s: float = 20.0) -> None:
+def until(fact: Callable[[], object], within_s: float = 30.0) -> None:
     """Poll until *fact* holds."""
     deadline = time.monotonic() + within_s
     while not fact():

@@ -46,7 +46,7 @@ async def collect(streams: Streams, out: int = 0, err: int = 0) -> tuple[bytes, 
     """Everything from these offsets to the end."""
     stdout, stderr = bytearray(), bytearray()
     while True:
-        output = await asyncio.wait_for(streams.read(out, err), 20)
+        output = await asyncio.wait_for(streams.read(out, err), 60)
         assert not output.stdout.dropped
         stdout += output.stdout.data
         stderr += output.stderr.data
@@ -60,7 +60,7 @@ async def ran(sandboxing: Sandboxing, name: str, *argv: str, stdin: bytes = b"",
     streams = await start(sandboxing, name, *argv, **members)
     try:
         if stdin:
-            await asyncio.wait_for(streams.write(stdin), 20)
+            await asyncio.wait_for(streams.write(stdin), 60)
         await streams.close_stdin()
         out, err, end = await collect(streams)
         return out, err, end.exit_code
@@ -68,7 +68,7 @@ async def ran(sandboxing: Sandboxing, name: str, *argv: str, stdin: bytes = b"",
         streams.close()
 
 
-async def eventually(condition: Callable[[], Awaitable[Any]], within_s: float = 20.0) -> Any:
+async def eventually(condition: Callable[[], Awaitable[Any]], within_s: float = 60.0) -> Any:
     """Wait until *condition* gives something true; the test fails when it does not come to."""
     deadline = time.monotonic() + within_s
     while not (found := await condition()):

@@ -63,7 +63,7 @@ async def run(
     return await backend.run(SandboxSpec(image=image, limits=limits(**changes), network=network), process)
 
 
-def until(condition: Callable[[], Any], within_s: float = 20.0) -> None:
+def until(condition: Callable[[], Any], within_s: float = 60.0) -> None:
     """Wait until *condition* holds; the test fails when it does not come to."""
     deadline = time.monotonic() + within_s
     while not condition():

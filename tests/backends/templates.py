@@ -28,7 +28,7 @@ ENV = {
 LIMITS = limits(output_bytes=4 * MB, wall_s=20.0, processes=48)
 IS_FORK = "import gc; print(gc.get_freeze_count() > 0)"
 """Says whether it was begun from a template: nobody else freezes what the collector knows."""
-READY_WITHIN_S = 20.0
+READY_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -519,7 +519,7 @@ async def test_closing_wakes_whoever_waits() -> None:
         await asyncio.sleep(0)
         files.close()
         with pytest.raises(Unavailable):
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, 30)
         assert ours.fileno() == -1
 
 

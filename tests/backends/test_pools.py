@@ -25,7 +25,7 @@ from tests.backends.sandboxes import MB, limits
 
 pytestmark = pytest.mark.anyio
 
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 60.0
 BEGIN = 'own=$(cat /dev/shm/boot); rm /dev/shm/boot; eval "$own"'
 BOOT = f"""
 printf R >&{DESCRIPTOR}

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from stockade.backends.sandboxing import MAIN, LiveExec, Output, Reading, Refusa
 from stockade.errors import Conflict, NotFound, Unavailable
 from stockade.model import EndedBy, Outcome, Protocol, TerminalSize
 from tests.backends.living import ENV, collect, eventually, live_spec, living, ran, start
-from tests.backends.sandboxes import MB
+from tests.backends.sandboxes import MB, running, until
 
 pytestmark = pytest.mark.anyio
 
@@ -87,7 +88,8 @@ async def test_without_readers_the_oldest_output_is_dropped_and_it_is_said_how_m
 
 async def test_a_reader_that_stalls_does_not_hold_the_process_for_ever(sandboxing: Sandboxing) -> None:
     async with living(sandboxing, log_bytes=64 << 10) as name:
-        stalled = await start(sandboxing, name, "sh", "-c", "yes | head -c 1000000; exit 4", process="p")
+        spec = LiveExec(argv=("sh", "-c", "yes | head -c 1000000; exit 4"), env=ENV, cwd="/home/user")
+        stalled = await sandboxing.exec(name, "p", spec, reading=Reading(patience_s=0.5))
         await asyncio.wait_for(stalled.read(0, 0), 20)  # and never again
         reader = await sandboxing.open(name, "p")
         total, at, end = 0, 0, None
@@ -114,6 +116,68 @@ async def test_input_is_streamed_and_closed(sandboxing: Sandboxing) -> None:
         assert (await collect(streams))[2].exit_code == 0
         streams.close()
         other.close()
+
+
+async def test_input_that_is_closed_while_others_come_is_closed(sandboxing: Sandboxing) -> None:
+    """Whether the backend has heard of them before or after, and also when who closed it has gone by then."""
+    async with living(sandboxing) as name:
+        for turns in range(8):
+            streams = await start(sandboxing, name, "cat", process=f"cat{turns}")
+            coming = [asyncio.create_task(sandboxing.open(name, f"cat{turns}")) for _ in range(3)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await streams.close_stdin()
+            streams.close()
+            others = await asyncio.gather(*coming)
+            for one in others:
+                assert (await collect(one))[2].exit_code == 0
+                assert not await one.write(b"late")
+                one.close()
+
+
+async def test_a_process_is_forgotten_also_while_its_sandbox_takes_no_orders(sandboxing: Sandboxing) -> None:
+    """It is killed as soon as that does again."""
+    mark = "5135.77"
+    async with living(sandboxing) as name:
+        script = f"setsid sleep {mark} & exec sleep {mark}"
+        streams = [await start(sandboxing, name, "sh", "-c", script, process=f"p{n}") for n in range(2)]
+        await asyncio.to_thread(until, lambda: len(running(f"sleep {mark}")) == 4)
+        (steward,) = {parent(pid) for pid in running(f"sleep {mark}")} - set(running(f"sleep {mark}"))
+        os.kill(steward, signal.SIGSTOP)
+        try:
+            with contextlib.suppress(Unavailable):
+                while True:
+                    await sandboxing.signal_process(name, "p0", signal.SIGCONT)
+            await sandboxing.forget_process(name, "p0")
+            streams[1].discard()
+            assert len(running(f"sleep {mark}")) == 4
+        finally:
+            os.kill(steward, signal.SIGCONT)
+        await asyncio.to_thread(until, lambda: not running(f"sleep {mark}"))
+        assert (await ran(sandboxing, name, "echo", "fine"))[0] == b"fine\n"
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+
+
+async def test_a_further_process_of_one_name_has_input_of_its_own(sandboxing: Sandboxing) -> None:
+    """Also while somebody holds what an earlier one had."""
+    async with living(sandboxing) as name:
+        earlier = [await start(sandboxing, name, "cat", process="p"), await sandboxing.open(name, "p")]
+        for close in (False, True):
+            if close:
+                await earlier[-1].close_stdin()
+            await sandboxing.forget_process(name, "p")
+            earlier.append(await start(sandboxing, name, "cat", process="p"))
+            reader = await sandboxing.open(name, "p")
+            assert await earlier[-1].write(b"one")
+            assert await reader.write(b"two")
+            await reader.close_stdin()
+            assert (await collect(reader))[0] == b"onetwo"
+            reader.close()
+        for one in earlier:
+            one.close()
 
 
 async def test_writing_to_a_process_that_does_not_read_waits_and_to_one_that_cannot_says_so(

@@ -90,6 +90,6 @@ def terminal(command: list[str], environment: dict[str, str]) -> Iterator[Sessio
             with contextlib.suppress(ProcessLookupError):
                 session.signal(signal.SIGKILL)
             session.process.kill()
-            session.process.wait(10)
+            session.process.wait(60)
         os.close(session.master)
         os.close(session.slave)

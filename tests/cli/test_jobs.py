@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stockade.cli.jobs import jobs
+from stockade.engine.webhooks import secret_of
 from stockade.errors import Conflict, NotFound
 from stockade.model import Outcome
 from stockade.model.jobs import Job, JobFailure, JobResult
@@ -52,7 +53,9 @@ def test_the_operator_sees_and_changes_the_queue(data_dir: Path) -> None:
     assert listed("list", "--language", "python") == {done.id, dead.id}
     assert listed("list", "--account", "nobody") == set()
     assert listed("dead") == {dead.id}
-    assert waiting.id in stockade("list")
+    table = stockade("list")
+    assert waiting.id in table
+    assert max(map(len, table.splitlines())) <= 80
     shown = stockade("show", done.id)
     assert "secret()" not in shown
     assert (json.loads(shown)["state"], json.loads(shown)["result"]["stdout"]) == ("failed", "\ufffdout")
@@ -78,3 +81,4 @@ def test_the_secret_of_webhooks_is_made_once_unless_it_is_configured(
     assert stockade("webhook-secret") == made
     monkeypatch.setenv("STOCKADE_JOBS_WEBHOOKS_SECRET", "mine")
     assert stockade("webhook-secret") == "mine\n"
+    assert stockade("webhook-secret", "--account", "ann") == secret_of("mine", "ann") + "\n"

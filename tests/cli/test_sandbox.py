@@ -282,7 +282,7 @@ def test_directories_are_copied_both_ways(sandbox: Sandbox, stub: Stub, made: st
 def test_standard_streams_are_copied_too(sandbox: Sandbox, stub: Stub, made: str) -> None:
     assert sandbox("cp", "-", f"{made}:/x", stdin=b"a\0b").returncode == 0
     assert sandbox("cp", f"{made}:/x", "-").stdout == b"a\0b"
-    done = subprocess.run(["tar", "t"], input=sandbox("cp", f"{made}:/", "-").stdout, capture_output=True, timeout=10)
+    done = subprocess.run(["tar", "t"], input=sandbox("cp", f"{made}:/", "-").stdout, capture_output=True, timeout=60)
     assert done.stdout.split() == [b"./", b"./x"]
 
 

@@ -87,7 +87,7 @@ def request(sandbox_id: str = "box-1", **changes: Any) -> SandboxRequest:
     return SandboxRequest(id=sandbox_id, **changes)
 
 
-async def until(condition: Callable[[], Any], within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], Any], within_s: float = 30.0) -> None:
     """Let the loop run until *condition* holds; the test fails when it does not come to."""
     deadline = time.monotonic() + within_s
     while not condition():

@@ -35,7 +35,7 @@ class Carrier:
         try:
             writer.write(data)
             writer.write_eof()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 return await reader.read()
         except OSError:  # what it sent came too late to be read
             return b""
@@ -98,7 +98,7 @@ async def test_while_nothing_is_bound_connections_are_accepted_and_closed_withou
         reader, writer = await carrier.connect()
         began = asyncio.get_running_loop().time()
         writer.write(sends)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             with contextlib.suppress(ConnectionError):  # of what it sent too late to be read
                 assert await reader.read() == b""
         if not sends:
@@ -114,7 +114,7 @@ async def test_a_client_that_only_waits_meets_an_orderly_end(carrier: Carrier) -
     for carrier.bound in (None, 8080):
         reader, writer = await carrier.connect()
         writer.write(b"hello")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await reader.read() == b""  # no ConnectionResetError
         writer.close()
 
@@ -132,7 +132,7 @@ async def test_a_connection_that_came_before_a_bind_is_not_taken_in_by_it(carrie
         reader, writer = await carrier.connect()
         await until(lambda: carrier.ports._connections == 1)
         carrier.bound = 8080
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await reader.read() == b""
         writer.close()
 
@@ -178,7 +178,7 @@ async def test_the_client_may_go_on_after_the_service_has_said_its_last(carrier:
         assert await reader.read() == b"bye"
         writer.write(b"and on")
         writer.write_eof()
-        assert await asyncio.wait_for(got, 10) == b"and on"
+        assert await asyncio.wait_for(got, 30) == b"and on"
         writer.close()
 
 
@@ -194,7 +194,7 @@ async def test_a_service_that_dies_ends_its_connections(carrier: Carrier) -> Non
         reader, writer = await carrier.connect()
         await until(lambda: len(taken) == 1)
         taken[0].transport.abort()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             with contextlib.suppress(ConnectionResetError):
                 assert await reader.read() == b""
         writer.close()

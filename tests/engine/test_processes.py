@@ -43,7 +43,7 @@ async def process(processes: Processes, backend: LoggedBackend) -> Logged:
 
 async def collect(processes: Processes, **members: Any) -> list[tuple[bool, bytes]]:
     """All lines of the process `p`."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         found = processes.logs(ONE, "box-1", "p", **members)
         return [(batch.is_stderr, line) async for batch in found for line in batch.lines]
 
@@ -252,7 +252,7 @@ async def test_lines_longer_than_a_chunk_are_told_whole(processes: Processes, pr
 async def test_exactly_a_chunk_of_output_is_no_reason_to_wait(processes: Processes, process: Logged) -> None:
     """Whether more follows cannot be told from it; who looks for the beginning must not wait for that to come."""
     process.write(False, b"x" * ((1 << 18) - 1) + b"\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert len((await anext(processes.logs(ONE, "box-1", "p"))).lines[0]) == (1 << 18) - 1
 
 

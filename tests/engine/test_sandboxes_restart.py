@@ -206,7 +206,7 @@ async def _play(server: Server, events: list[tuple[str, int, int]]) -> None:
                     await asyncio.sleep(0)
             else:
                 server.table.is_away = False
-                await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+                await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
                 await until(lambda: not _disagreement(server, sandboxes))
         server.table.is_away = False
         for result in await asyncio.gather(*calls, return_exceptions=True):

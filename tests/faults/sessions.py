@@ -70,7 +70,7 @@ def end_process(pid: int, number: int = signal.SIGKILL) -> None:
         return
     try:
         signal.pidfd_send_signal(process, number)
-        assert select.select([process], [], [], 20)[0], f"process {pid} ({command_of(pid)}) does not end"
+        assert select.select([process], [], [], 60)[0], f"process {pid} ({command_of(pid)}) does not end"
     except ProcessLookupError:
         pass
     finally:
@@ -158,7 +158,7 @@ async def becomes_so(client: Client, session: str, status: str, within_s: float 
     return found
 
 
-async def hear_until_cut(connection: Any, heard: Heard, within_s: float = 20.0) -> None:
+async def hear_until_cut(connection: Any, heard: Heard, within_s: float = 60.0) -> None:
     """Listen until the connection ends, in order or not; with which code is in *heard*."""
     async with asyncio.timeout(within_s):
         with contextlib.suppress(websockets.ConnectionClosed):

@@ -13,7 +13,7 @@ import pytest
 
 import stockade
 from stockade.backends.base import BackendOptions
-from stockade.backends.native import NativeBackend
+from stockade.backends.native import NativeBackend, launch
 from stockade.errors import BackendLost
 from stockade.model import ProcessResult
 from tests.backends.sandboxes import children, run, running, until, wardens
@@ -123,8 +123,9 @@ def _command(pid: int) -> str:
     return ""
 
 
-async def test_a_stopped_warden_does_not_hang_a_close(tmp_path: Path) -> None:
+async def test_a_stopped_warden_does_not_hang_a_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is killed when it does not end by itself."""
+    monkeypatch.setattr(launch, "_DOWN_WITHIN_S", 0.5)
     backend = NativeBackend(BackendOptions(data_dir=tmp_path, embedded=True))
     await backend.start()
     (warden,) = wardens()

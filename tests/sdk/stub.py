@@ -30,7 +30,7 @@ KEY = "sk_" + "0123456789abcdef" * 4
 SECRET = "made-by-the-server-0123456789"
 """Of every session's executor that has none of its own."""
 CREATED = "2026-02-03T04:05:06Z"
-START_S = 10.0
+START_S = 60.0
 
 
 @dataclass(kw_only=True)
@@ -497,7 +497,7 @@ def serving(root: Path) -> Iterator[Stub]:
         thread.join(START_S)
 
 
-def eventually(condition: Callable[[], Any], *, within_s: float = 20.0) -> Any:
+def eventually(condition: Callable[[], Any], *, within_s: float = 60.0) -> Any:
     """The first true value of *condition*."""
     deadline = time.monotonic() + within_s
     while not (value := condition()):

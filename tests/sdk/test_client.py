@@ -143,7 +143,7 @@ def test_every_byte_goes_in_and_out_while_both_are_full(client: Client) -> None:
         writer = threading.Thread(target=write)
         writer.start()
         finished = process.collect(timeout_s=60)
-        writer.join(10)
+        writer.join(60)
     assert finished.stdout == data
     assert finished.exit_code == 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 __all__ = ["DEADLINE_S", "remains", "wait_until_clean"]
 
-DEADLINE_S = 5.0
+DEADLINE_S = 30.0
 
 
 def remains() -> list[str]:

@@ -86,6 +86,60 @@ async def test_those_who_ask_at_once_share_a_transaction(made_sqlite: Path, tmp_
     assert 1 <= commits <= 3
 
 
+async def test_a_worker_that_waits_here_claims_in_the_transaction_that_adds(made_sqlite: Path, tmp_path: Path) -> None:
+    """Nobody is sent to look for a job that has been taken already."""
+    commits = 0
+
+    def note(_: Any) -> None:
+        nonlocal commits
+        commits += 1
+
+    async with in_database(tmp_path / "stockade.db")() as store:
+
+        async def work() -> tuple[str, bool]:
+            assert not await store.claim("worker", most=1, lease_s=60)
+            assert await store.wait_for_work(30)
+            (job,) = await store.claim("worker", most=1, lease_s=60)
+            return job.id, await store.wait_for_work(0)
+
+        worker = asyncio.create_task(work())
+        for _ in range(100):  # long after it has begun to wait
+            await asyncio.sleep(0.001)
+        job = a_job()
+        event.listen(Engine, "commit", note)
+        try:
+            await store.add([job])
+            assert await worker == (job.id, False)
+        finally:
+            event.remove(Engine, "commit", note)
+    assert commits == 1
+
+
+async def test_whoever_waited_for_an_end_is_told_of_it(database: Database) -> None:
+    """It has not to be read again; but what has happened to the job since is not kept from anybody."""
+    store = DatabaseJobs(database)
+    await store.open()
+    try:
+        for is_forgotten in (False, True):
+            await store.add([a_job()])
+            (job,) = await store.claim("w", most=1, lease_s=60)
+            await store.get(job.id)
+
+            async def see(job_id: str, is_forgotten: bool) -> Any:
+                assert await store.wait_for_change(job_id, 30)
+                if is_forgotten:
+                    assert await store.forget([job_id]) == 1
+                return await store.get(job_id)
+
+            waiting = asyncio.create_task(see(job.id, is_forgotten))
+            await asyncio.sleep(0.05)
+            ended = await store.finish(job.id, job.fence, a_result(), keep_s=60)
+            assert await waiting == (None if is_forgotten else ended)
+            assert await store.get(job.id) == (None if is_forgotten else ended)
+    finally:
+        await store.close()
+
+
 async def test_an_unexpected_failure_is_its_own_callers_only(database: Database) -> None:
     store = DatabaseJobs(database)
     await store.open()

@@ -18,7 +18,7 @@ from stockade.warden import agent, init, kernel, seccomp
 __all__ = ["NOBODY", "agent_process", "as_tenant", "needs_root", "private_mounts", "tenants_directory"]
 
 NOBODY = 65534
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 
 Before = Callable[[], int | None]
 

@@ -17,7 +17,7 @@ from stockade.warden import protocol
 
 __all__ = ["LIMITS", "Client", "Warden", "memory_file", "read_file", "request", "until"]
 
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 LIMITS: Mapping[str, Any] = {
     "wall_s": 20.0,
     "cpu_s": 20.0,

@@ -48,7 +48,7 @@ def box(world: World) -> Iterator[Place]:
         yield box
 
 
-def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
+def until(condition: Callable[[], object], within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, f"not so within {within_s:g} s"
@@ -119,7 +119,7 @@ def test_loopback_is_the_sandboxs_own(box: Place) -> None:
     """The host serves on port 7 of its loopback."""
     assert box.attempt("127.0.0.1") == "ECONNREFUSED"
     box.run("own = socket.create_server(('127.0.0.1', 8080))")
-    assert box.run("socket.create_connection(('127.0.0.1', 8080), timeout=5).close(); result = 'ok'") == "ok"
+    assert box.run("socket.create_connection(('127.0.0.1', 8080), timeout=30).close(); result = 'ok'") == "ok"
 
 
 def test_an_address_of_the_host_takes_a_permission_of_its_own(world: World) -> None:
@@ -127,7 +127,7 @@ def test_an_address_of_the_host_takes_a_permission_of_its_own(world: World) -> N
         assert box.attempt(HOST) == "ECONNRESET"
     with world.sandbox(permit_private=[f"{HOST}/32"]) as box:
         # The one attempt that gets through: the host's listener takes the connection and says nothing.
-        assert box.run(f"socket.create_connection(({HOST!r}, 7), timeout=5).close(); result = 'ok'") == "ok"
+        assert box.run(f"socket.create_connection(({HOST!r}, 7), timeout=30).close(); result = 'ok'") == "ok"
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -242,7 +242,7 @@ def test_nothing_but_tcp_and_names_leaves(box: Place) -> None:
 
 def test_two_sandboxes_do_not_see_each_other(world: World, box: Place) -> None:
     box.run("own = socket.create_server(('0.0.0.0', 7007))")
-    assert box.run(f"socket.create_connection(({outgoing.ADDRESS!r}, 7007), timeout=5).close(); result = 1") == 1
+    assert box.run(f"socket.create_connection(({outgoing.ADDRESS!r}, 7007), timeout=30).close(); result = 1") == 1
     with world.sandbox() as other:
         assert other.attempt(outgoing.ADDRESS, 7007) == "ECONNREFUSED"
         assert other.attempt(WEB) == "ok"
@@ -256,6 +256,7 @@ def test_a_program_on_the_sandboxs_own_addresses_hears_nothing_of_what_leaves(bo
 
 
 def test_connections_that_come_and_go_leave_nothing(world: World, box: Place) -> None:
+    assert box.attempt(WEB) == "ok"  # so its listeners have arrived
     before = world.open_descriptors()
     outcomes = box.run(
         f"""
@@ -264,23 +265,23 @@ def test_connections_that_come_and_go_leave_nothing(world: World, box: Place) ->
             if number % 3:
                 outcomes.add(attempt({WEB!r}, 7))
             else:  # gone without a word
-                socket.create_connection(({WEB!r}, 19), timeout=5).close()
+                socket.create_connection(({WEB!r}, 19), timeout=30).close()
         result = sorted(outcomes)
         """
     )
     assert outcomes == ["ok"]
-    until(lambda: world.open_descriptors() == before)
+    until(lambda: world.open_descriptors() <= before)
 
 
 def test_a_sandbox_that_is_closed_leaves_nothing(world: World) -> None:
     until(lambda: world.host.run("gate.hear(); result = not gate._closing"))
     before = world.open_descriptors()
     with world.sandbox() as box:
-        box.run(f"many = [socket.create_connection(({WEB!r}, 19), timeout=5) for _ in range(100)]")
+        box.run(f"many = [socket.create_connection(({WEB!r}, 19), timeout=30) for _ in range(100)]")
         box.run("waiting = socket.socket(); waiting.setblocking(False)")
         box.run("try: waiting.connect(('8.8.4.4', 81))\nexcept BlockingIOError: pass")
         until(lambda: world.open_descriptors() >= before + 203)
-    until(lambda: world.open_descriptors() == before)
+    until(lambda: world.open_descriptors() <= before)
     until(lambda: world.host.run("gate.hear(); result = not gate._closing"))
 
 
@@ -324,7 +325,7 @@ def test_what_nobody_takes_is_not_gathered(box: Place) -> None:
     taken = box.run(
         f"""
         import select
-        one = socket.create_connection(({WEB!r}, 1000), timeout=5)
+        one = socket.create_connection(({WEB!r}, 1000), timeout=30)
         one.setblocking(False)
         taken = 0
         while select.select([], [one], [], 0.5)[1]:

@@ -20,7 +20,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         for one in (ours, theirs):
-            one.settimeout(5)
+            one.settimeout(30)
         yield ours, theirs
     finally:
         ours.close()

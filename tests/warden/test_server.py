@@ -360,7 +360,7 @@ def test_sandboxes_of_runs_that_were_cancelled_are_not_kept_and_a_warden_at_rest
 ) -> None:
     """Beyond those that are kept ready anyway: four, a margin of two, and the process that makes them."""
     with warden.client() as other:
-        for number in range(60):
+        for number in range(24):
             other.start(request(number, *ENDLESS))
     until(lambda: client.is_alive() and len(children(warden.pid)) <= 8, 60)
     client.run(request())

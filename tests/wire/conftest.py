@@ -68,7 +68,7 @@ async def upstream(anyio_backend: str) -> AsyncIterator[Upstream]:
         server = _Server(uvicorn.Config(upstream, lifespan="off", log_config=None, access_log=False))
         task = asyncio.create_task(server.serve([listener]))
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await server.answering.wait()
             yield upstream
         finally:

@@ -22,7 +22,7 @@ from stockade.wire.websockets import MOST_WEBSOCKET_BYTES, WebSocketConnection
 
 pytestmark = pytest.mark.anyio
 
-WITHIN_S = 10.0
+WITHIN_S = 30.0
 
 
 async def echo(socket: WebSocket) -> None:

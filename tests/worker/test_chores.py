@@ -106,3 +106,10 @@ async def test_what_fails_is_done_again(anyio_backend: str) -> None:
         await store.add([replace(job)])
         await store.claim("w1", most=1, lease_s=0.0)
         await becomes(lambda: store.jobs[job.id].state is JobState.QUEUED)
+
+
+async def test_usage_is_left_to_those_who_have_the_accounts(anyio_backend: str) -> None:
+    store = FakeStore()
+    job = await an_ended_job(store)
+    assert not await Chores(store=store, config=QUICK, record_usage=None).record()
+    assert [one.id for one in await store.unrecorded(most=10)] == [job.id]

@@ -10,8 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from stockade.app.worker import knows_accounts
+from stockade.config import load
 from stockade.engine.job_events import follow
 from stockade.model.jobs import Job, JobState, OutputPiece
+from stockade.store.identity import server_id
 from stockade.store.jobs import JobStore
 from tests.app.serving import START_S, command, environment
 from tests.faults.sessions import warden_of
@@ -129,6 +132,20 @@ async def test_a_worker_that_is_killed_loses_no_job(tmp_path: Path) -> None:
                 done = await ended(store, job)
     assert done.result is not None
     assert (done.attempts, done.result.stdout) == (2, b"begun\ndone\n")
+
+
+def test_a_worker_that_knows_of_redis_alone_leaves_accounts_to_others(tmp_path: Path) -> None:
+    """Its own database is then one that no server looks into: what it added up there would be lost."""
+
+    def knows(**variables: str) -> bool:
+        return knows_accounts(load(environ=variables, options={"data_dir": tmp_path}))
+
+    redis = {"REDIS_URL": "redis://127.0.0.1:6379/0"}
+    assert knows()
+    assert not knows(**redis)
+    assert knows(DATABASE_URL="postgres://127.0.0.1/stockade", **redis)
+    server_id(tmp_path / "state")  # a server starts on the same directory
+    assert knows(**redis)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from stockade.config_jobs import WebhooksConfig
+from stockade.engine.webhooks import secret_of
 from stockade.model import Outcome
 from stockade.model.jobs import Job, JobFailure, JobResult, JobState, Webhook
 from stockade.settings import ConfigError
@@ -116,7 +117,8 @@ async def test_the_receiver_is_told_once_with_a_signature_that_it_can_check(stor
     assert (head["content-type"], head["stockade-job"], head["stockade-attempt"]) == ("application/json", job.id, "1")
     moment, _, digest = head["stockade-signature"].partition(",")
     text = moment.removeprefix("t=").encode() + b"." + body
-    assert digest == "v1=" + hmac.new(b"whsec", text, hashlib.sha256).hexdigest()
+    secret = secret_of("whsec", job.account_id).encode()
+    assert digest == "v1=" + hmac.new(secret, text, hashlib.sha256).hexdigest()
     told = json.loads(body)
     assert (told["event"], told["id"], told["state"], told["labels"]) == ("job.ended", job.id, "succeeded", {"ci": "1"})
     assert (told["result"]["exitCode"], told["result"]["durationS"], told["result"]["outcome"]) == (0, 0.5, "exited")

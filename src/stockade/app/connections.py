@@ -116,7 +116,9 @@ class Connection(HttpToolsProtocol):
     def _wait_for_reader(self, *, however_long: bool) -> None:
         """Whether the kernel keeps a client that takes nothing of its answer; else it has `patience_s` (tcp(7))."""
         connection = self.transport.get_extra_info("socket")
-        if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        if connection is None or connection.fileno() < 0:  # closed: uvloop raises ValueError for those
+            return
+        if connection.family not in (socket.AF_INET, socket.AF_INET6):
             return
         with contextlib.suppress(OSError):  # it is gone already
             # One that has died is found out all the same.

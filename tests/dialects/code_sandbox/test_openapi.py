@@ -18,6 +18,7 @@ CHECKS = [
 OPERATIONS = {
     ("POST", "/v1/execute"), ("GET", "/v1/execute/{id}"),
     ("POST", "/v1/jobs"), ("GET", "/v1/jobs"), ("POST", "/v1/jobs/batch"), ("GET", "/v1/jobs/queue"),
+    ("GET", "/v1/jobs/webhook-secret"),
     ("GET", "/v1/jobs/{id}"), ("DELETE", "/v1/jobs/{id}"), ("POST", "/v1/jobs/{id}/cancel"),
     ("POST", "/v1/jobs/{id}/retry"), ("GET", "/v1/jobs/{id}/events"),
 }  # fmt: skip

@@ -28,7 +28,7 @@ from stockade.wire.rates import Concurrency, RateLimiter
 from stockade.wire.websockets import WebSocketConnection
 from tests.dialects.execbox.fakes import FakeSandboxes
 
-START_S = 10.0
+START_S = 60.0
 KEYS = {
     "key-a": Actor(id="a", account_id="a", tier="enterprise"),
     "key-b": Actor(id="b", account_id="b", tier="free", max_duration_s=60.0, max_memory_bytes=512 << 20),

@@ -232,11 +232,13 @@ class FakeSandboxes:
     failure: BaseException | None = None
     cancelled: int = 0
     hold: asyncio.Event | None = None
+    held: int = 0
 
     async def create(self, actor: Actor, request: SandboxRequest) -> Sandbox:
         if self.failure is not None:
             raise self.failure
         if self.hold is not None:
+            self.held += 1
             try:
                 await self.hold.wait()
             except asyncio.CancelledError:

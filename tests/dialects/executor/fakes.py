@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +102,9 @@ class Client:
         self.sent: list[Message] = []
         self.is_sending = asyncio.Event()
         """Set once a large piece of an answer is on its way."""
+        self.extensions: dict[str, Any] = {}
+        """What the server offers beyond what all do."""
+        self.fail_to_send: Callable[[], object] = lambda: None
 
     async def ask(
         self,
@@ -125,6 +128,7 @@ class Client:
 
         async def send(message: Message) -> None:
             await asyncio.sleep(0)
+            self.fail_to_send()
             self.sent.append(message)
             if len(message.get("body", b"")) > _LARGE:
                 self.is_sending.set()
@@ -139,6 +143,7 @@ class Client:
             "query_string": query.encode(),
             "headers": headers,
             "client": (address, 1),
+            "extensions": self.extensions,
         }
         response: Response = await self.edge.answer(Request(scope, receive), path, self.operations[path])
         await response(scope, receive, send)

@@ -40,7 +40,7 @@ __all__ = [
 KEY = "sk_" + "b7" * 32
 """The operator's, of the platform."""
 PREFIX = "/koyeb-sandbox"
-WITHIN_S = 20.0
+WITHIN_S = 30.0
 LIFE_MS = 3_600_000
 
 

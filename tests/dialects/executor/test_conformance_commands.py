@@ -207,15 +207,15 @@ def test_24_a_client_that_leaves_ends_its_command(executor: Executor, path: str)
     request = executor.request("POST", path, {"cmd": f"setsid sleep {number}1 & sleep {number}2; echo x"})
     with executor.connect() as connection:
         connection.sendall(request)
-        until(lambda: executor.runs(f"sleep {number}1") and executor.runs(f"sleep {number}2"), 10)
-    until(lambda: not any(number in line for line in executor.commands()), 3)
+        until(lambda: executor.runs(f"sleep {number}1") and executor.runs(f"sleep {number}2"))
+    until(lambda: not any(number in line for line in executor.commands()))
 
 
 def test_24_a_client_that_leaves_within_its_output_ends_its_command(executor: Executor) -> None:
     number = f"61.{time.monotonic_ns()}"
     with executor.stream("POST", "/run_streaming", {"cmd": f"sleep {number} & yes"}) as stream:
         assert next(iter(stream)).data == {"stream": "stdout", "data": "y"}
-    until(lambda: not executor.runs(f"sleep {number}") and not executor.runs("yes"), 3)
+    until(lambda: not executor.runs(f"sleep {number}") and not executor.runs("yes"))
 
 
 def test_the_answer_waits_for_whoever_holds_the_output(executor: Executor) -> None:
@@ -244,8 +244,8 @@ def test_what_cannot_be_started_is_no_server_s_fault(executor: Executor, path: s
 def test_a_time_limit_ends_the_command(executor: Executor) -> None:
     """What the command line client sends."""
     number = f"62.{time.monotonic_ns()}"
-    done = executor.run(f"echo begun; sleep {number}; echo x", timeout=0.5)
+    done = executor.run(f"echo begun; sleep {number}; echo x", timeout=1.5)
     assert (done["stdout"], done["code"]) == ("begun\n", -1)
-    assert "0.5" in done["error"]
-    assert not executor.runs(f"sleep {number}")
+    assert "1.5" in done["error"]
+    until(lambda: not executor.runs(f"sleep {number}"))
     assert executor.run("echo quick", timeout=30)["code"] == 0

@@ -49,7 +49,7 @@ def bind(executor: Executor, port: int) -> None:
     assert answer == {"success": True, "message": "Port binding configured", "port": str(port)}
 
 
-def is_closed(connection: socket.socket, within_s: float = 2.0) -> bool:
+def is_closed(connection: socket.socket, within_s: float = 20.0) -> bool:
     """Whether it ends, in order or by a reset, and says nothing before."""
     connection.settimeout(within_s)
     try:

@@ -64,7 +64,7 @@ def test_40_a_process_outlives_its_connection(executor: Executor) -> None:
         connection.sendall(executor.request("POST", "/start_process", {"cmd": "sleep 30.7"}))
         head = connection.recv(1 << 16)
         assert head.startswith(b"HTTP/1.1 201 ")
-    until(lambda: executor.runs("sleep 30.7"), 2)
+    until(lambda: executor.runs("sleep 30.7"))
     found = [one for one in executor.processes().values() if one["command"] == "sleep 30.7"]
     assert [one["status"] for one in found] == ["running"]
     executor.kill(found[0]["id"])
@@ -231,9 +231,9 @@ def test_51_a_kill_reaches_the_whole_tree(executor: Executor) -> None:
     with executor.logs(process) as logs:
         heard = iter(logs)
         assert next(heard).data["data"] == "up"
-        until(lambda: executor.runs(f"sleep {number}1") and executor.runs(f"sleep {number}2"), 5)
+        until(lambda: executor.runs(f"sleep {number}1") and executor.runs(f"sleep {number}2"))
         assert executor.kill(process).status_code == 200
-        assert not any(line.startswith(f"sleep {number}") for line in executor.commands())
+        until(lambda: not any(line.startswith(f"sleep {number}") for line in executor.commands()))
         assert [event.data for event in heard] == [ENDED]
 
 

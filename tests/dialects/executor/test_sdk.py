@@ -118,15 +118,15 @@ async def test_exec_raises_where_it_is_asked_to(ours: Koyeb) -> None:
 async def test_a_command_that_takes_too_long_is_given_up_and_ended(ours: Koyeb, stream: bool) -> None:
     number = f"63.{time.monotonic_ns()}"
     with pytest.raises(koyeb.SandboxTimeoutError):
-        await ours.run(f"echo x >> /tmp/{number}; sleep {number}", stream=stream, timeout=0.6)
-    until(lambda: not ours.executor.runs(f"sleep {number}"), 3)
+        await ours.run(f"echo x >> /tmp/{number}; sleep {number}", stream=stream, timeout=1.5)
+    until(lambda: not ours.executor.runs(f"sleep {number}"))
     assert ours.executor.stdout(f"cat /tmp/{number}") == "x\n"
     assert len(ours.requests) == 1
 
 
 async def test_a_streamed_command_may_be_slower_than_the_limit_while_it_speaks(ours: Koyeb) -> None:
     """The client's limit is one on silence."""
-    done = await ours.run("for i in 1 2 3; do echo $i; sleep 0.3; done", timeout=0.6)
+    done = await ours.run("for i in 1 2 3; do echo $i; sleep 0.7; done", timeout=2.0)
     assert (done.stdout, done.exit_code) == ("123", 0)
 
 
@@ -269,7 +269,7 @@ async def test_processes_are_launched_listed_and_killed(ours: Koyeb) -> None:
     await done(ours.sandbox.kill_all_processes())
     first = await done(ours.sandbox.launch_process("sleep 30", cwd="/tmp", env={"A": "b"}))
     second = await done(ours.sandbox.launch_process("exit 3"))
-    until(lambda: ours.executor.status(second) == "failed", 5)
+    until(lambda: ours.executor.status(second) == "failed")
     listed = {process.id: process for process in await done(ours.sandbox.list_processes())}
     assert (listed[first].status, listed[first].command) == ("running", "sleep 30")
     assert (listed[second].status, listed[second].exit_code) == ("failed", 3)
@@ -308,7 +308,7 @@ async def test_a_port_is_exposed(ours: Koyeb) -> None:
 
 async def test_a_sandbox_is_healthy_and_ready(ours: Koyeb) -> None:
     assert await done(ours.sandbox.is_healthy())
-    assert await done(ours.sandbox.wait_ready(timeout=5))
+    assert await done(ours.sandbox.wait_ready(timeout=30))
     assert await done(ours.client.health())
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import Callable
+from itertools import count
 
 import pytest
 
@@ -9,6 +11,7 @@ from stockade.backends.sandboxing import OutputSlice, ProcessEnd, Refusal
 from stockade.dialects.executor.commands import code_of
 from stockade.errors import BackendLost, Conflict, Invalid, NotFound, Unavailable
 from stockade.model import Outcome
+from stockade.wire.clients import HANG_UP
 from tests.dialects.executor.fakes import Client, Sandboxes, Streams, client, commands, events
 
 LOST = BackendLost("the warden is gone")
@@ -113,9 +116,32 @@ async def test_a_client_that_leaves_ends_its_command(path: str) -> None:
     await streams.is_silent.wait()
     assert not streams.is_discarded
     asked.left.set()
-    await asyncio.wait([asking], timeout=5)
+    await asyncio.wait([asking], timeout=30)
     assert streams.is_discarded
     assert not any(b"complete" in message.get("body", b"") for message in asked.sent)
+
+
+@pytest.mark.anyio
+async def test_whatever_goes_wrong_with_an_answer_ends_its_command() -> None:
+    """Before its head is sent, while it is, and with what comes later."""
+    for broken in range(3):
+        asked, streams = client(b"begun\n", None)
+        asked.extensions = {HANG_UP: {"left": asyncio.Future, "wait_for_reader": failing(0 if broken == 0 else 9)}}
+        asked.fail_to_send = failing(broken - 1)
+        with pytest.raises(ValueError, match="a bug"):
+            await asked.ask("/run_streaming", COMMAND)
+        assert streams.is_discarded
+
+
+def failing(after: int) -> Callable[..., None]:
+    """Fails when it is called once more than so many times."""
+    left = count(after, -1)
+
+    def fail(**_: object) -> None:
+        if next(left) == 0:
+            raise ValueError("a bug")
+
+    return fail
 
 
 @pytest.mark.anyio

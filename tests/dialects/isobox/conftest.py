@@ -20,7 +20,7 @@ from stockade.engine import Engine
 from stockade.wire.dialect import Services
 from tests.keys import OneKey
 
-START_S = 10.0
+START_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
     words = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no", "--dir", str(tmp_path)]
     process = subprocess.Popen([SERVER, *words], stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + 30.0
         while not socket.is_socket():
             assert process.poll() is None, "redis-server ended"
             assert time.monotonic() < deadline, "redis-server did not come up"
@@ -58,7 +58,7 @@ async def test_answers_in_redis_expire(redis: Redis) -> None:
     cache = RedisCache(url=redis.url, ttl_s=0.05)
     try:
         await cache.put("key", b"answer")
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + 30.0
         while await cache.get("key") is not None:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)

@@ -131,11 +131,15 @@ class NativeSandboxes:
         facts = answer["ok"]
         stdin = None
         if facts["stdin"]:
-            stdin = self._stdins.get((name, process))
-            if stdin is None or stdin.is_closed:
-                key = (name, process)
-                stdin = Stdin(fds.pop(), is_terminal=facts["terminal"], let_go=lambda: self._stdins.pop(key, None))
-                self._stdins[key] = stdin
+            key = (name, process)
+            stdin = None if message["op"] == "exec" else self._stdins.get(key)  # an earlier one may have had its name
+            if stdin is None:
+
+                def let_go(closed: Stdin) -> None:
+                    if self._stdins.get(key) is closed:
+                        del self._stdins[key]
+
+                stdin = self._stdins[key] = Stdin(fds.pop(), is_terminal=facts["terminal"], let_go=let_go)
             else:
                 os.close(fds.pop())
             stdin.users += 1

@@ -22,9 +22,12 @@ readers = count(1)
 
 
 class Stdin:
-    """Writing end of a process's standard input; all streams of the process share it."""
+    """Writing end of a process's standard input; all streams of the process share it.
 
-    def __init__(self, fd: int, *, is_terminal: bool, let_go: Callable[[], object]) -> None:
+    While one of us has it open, the process does not see its end: so there must be no second one beside it.
+    """
+
+    def __init__(self, fd: int, *, is_terminal: bool, let_go: Callable[["Stdin"], object]) -> None:
         self.users = 0
         self._fd = fd
         self._is_terminal = is_terminal
@@ -80,7 +83,7 @@ class Stdin:
         """Close it for everybody."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            self._let_go()
+            self._let_go(self)
             if self._waiting is not None:
                 asyncio.get_running_loop().remove_writer(fd)
                 set_once(self._waiting)
@@ -214,9 +217,14 @@ class NativeStreams:
         stdin = self._stdin
         if stdin is None or stdin.is_closed or await stdin.end():
             return
-        stdin.close()
-        with contextlib.suppress(StockadeError):  # it has ended: nothing is left to close
-            await self._tell("close_stdin")
+        # Open until the warden has answered: those to whom it has given one of their own before share this one by then.
+        stdin.users += 1
+        try:
+            with contextlib.suppress(StockadeError):  # it has ended: nothing is left to close
+                await self._tell("close_stdin")
+        finally:
+            stdin.close()
+            stdin.users -= 1
 
     async def signal(self, number: int) -> None:
         """See `Streams.signal`."""

@@ -61,9 +61,9 @@ class Streaming(Response):
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
         wait = scope.get("extensions", {}).get(HANG_UP, {}).get("wait_for_reader") if self._is_live else None
-        if wait is not None:
-            wait(however_long=True)  # the protocol knows no deadlines, and nothing is kept here for who is slow
         try:
+            if wait is not None:
+                wait(however_long=True)  # the protocol knows no deadlines, and nothing is kept here for who is slow
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             try:
                 await while_connected(self._request, self._produce(emit))
