@@ -15,7 +15,7 @@ ALONE := $(addprefix tests/,app/test_load.py faults/test_growth.py security/test
 SHARED := -n logical --maxprocesses 4 --dist loadfile
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 
-.PHONY: help setup portal serve test test-packages test-vm bench soak flame lint docs
+.PHONY: help setup portal serve test test-packages test-vm image test-deploy bench soak flame lint docs
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml
 
 # Quick when nothing changed: it compares what the sources hold with what the last build was made from.
 portal: $(STAMP)
-	@$(BIN)/python scripts/build_portal.py
+	@$(BIN)/python scripts/build_portal.py || echo "Everything works but the portal's pages" >&2
 
 serve: setup ## Serve on http://127.0.0.1:8080 and print how to use it
 	@# An ordinary user may limit memory and CPU only in a control group of their own, which systemd gives to those who ask.
@@ -68,6 +68,12 @@ test-packages:
 	[ -z "$$missing" ] || { echo "Installing:$$missing"; \
 	  { $(APT) update && $(APT) install -y --no-install-recommends $$missing >/dev/null; } || \
 	  echo "Not installed:$$missing; their tests are skipped" >&2; }
+
+image: ## Build the container image (TAG=stockade; ARGS='--build-arg LANGUAGES="python3 gcc"')
+	docker build --file deploy/Containerfile --tag $(or $(TAG),stockade) $(ARGS) .
+
+test-deploy: setup ## Build image, compose file and units, and try them (minutes; needs docker.io, docker-compose, mmdebstrap)
+	STOCKADE_LONG_TESTS=1 $(BIN)/python -m pytest tests/deploy $(ARGS)
 
 bench: setup ## Measure against bare interpreters, bubblewrap and docker run (ARGS='--only cpu' for parts; RUNS=10000 for growth)
 	$(BIN)/python -m bench $(if $(RUNS),--runs $(RUNS)) $(ARGS)

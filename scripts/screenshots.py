@@ -15,7 +15,6 @@ from tests.portal.browsing import Visitor, chromium, launch, open_window
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 MOST_BYTES = 150 * 1024
-TIER = "STOCKADE_ACCOUNTS_TIERS_FREE_"
 PROGRAM = """\
 import math
 
@@ -46,10 +45,9 @@ def main() -> None:
     if program is None:
         sys.exit("needs Chromium: apt-get install chromium")
     IMAGES.mkdir(parents=True, exist_ok=True)
-    plan = {TIER + "MAX_DURATION_S": "2h", TIER + "DAILY_SANDBOXES": "0"}
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder), **plan) as server,
+        serving(Path(folder)) as server,
         sync_playwright() as playwright,
     ):
         browser = launch(playwright, program)

@@ -60,7 +60,10 @@ def test_a_first_start_shows_a_key_that_works_and_a_second_one_none(tmp_path: Pa
 
 def test_the_key_can_be_preset(tmp_path: Path) -> None:
     with serving(tmp_path, STOCKADE_API_KEY="chosen-by-the-operator") as server:
-        assert "chosen-by-the-operator" in server.curl
+        assert "chosen-by-the-operator" not in server.banner  # which ends in a log
+        assert "YOUR_KEY" in server.curl
+        key = {"Authorization": "Bearer chosen-by-the-operator"}
+        assert httpx.get(f"{server.url}/v1/sessions", headers=key, trust_env=False).status_code == 200
         kept = b"".join(path.read_bytes() for path in (tmp_path / "state").iterdir())
         assert b"chosen-by-the-operator" not in kept
 

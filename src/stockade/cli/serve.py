@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import structlog
@@ -101,13 +102,17 @@ def banner(config: "Config", listeners: "tuple[Listener, ...]", new_key: str) ->
     from stockade.config import is_loopback
 
     merged, *others = listeners
-    lines = [f"Stockade answers at  {merged.url}", f"Documentation        {merged.url}/docs"]
+    lines = [f"Stockade answers at  {merged.url}"]
+    if config.portal.enabled:
+        lines.append(f"In a browser         {merged.url}/")
+    lines.append(f"Documentation        {merged.url}/docs")
     lines += [f"{one.dialect:<20} {one.url}" for one in others]
-    key = new_key or config.server.api_key
+    # A key that was preset stays out of logs: only a terminal sees it again.
+    key = new_key or (config.server.api_key if sys.stdout.isatty() else "")
     if not new_key and key:
         lines.append(f"API key              {key}")
     header = f" -H {shlex.quote(f'X-API-Key: {key}')}" if key else ""
-    if not key and not is_loopback(merged.host) and not config.server.insecure:
+    if not key and (config.server.api_key or (not is_loopback(merged.host) and not config.server.insecure)):
         header = " -H 'X-API-Key: YOUR_KEY'"
     body = json.dumps({"language": "python", "code": "print(6*7)"}, separators=(",", ":"))
     lines.append("Try it:")
