@@ -15,8 +15,9 @@ class WebhooksConfig:
     secret: str = setting(
         "",
         secret=True,
-        help="Signs what is sent (HMAC-SHA256). Not set: the first start makes one and keeps it in the data directory; "
-        "`stockade jobs webhook-secret` shows it. Servers and workers that share a queue need the same.",
+        help="What signs messages (HMAC-SHA256) is made of it, for each account another. Not set: the first start "
+        "makes one and keeps it in the data directory; `stockade jobs webhook-secret` shows it. Servers and workers "
+        "that share a queue need the same.",
     )
     attempts: int = setting(8, at_least=1, at_most=50, help="Times that it is tried before it is given up.")
     timeout_s: float = setting(10.0, at_least=0.1, help="Time that the receiver has to answer.")

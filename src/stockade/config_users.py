@@ -10,7 +10,7 @@ __all__ = ["MailConfig", "OidcConfig", "UsersConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class MailConfig:
-    """The SMTP server that takes our mail. Without one, what would be mailed is printed for the operator."""
+    """The SMTP server that takes our mail. Without one none is sent; the operator hands links out."""
 
     host: str = setting("", env=("SMTP_HOST",), help="Name of the SMTP server; empty: no mail is sent.")
     port: int = setting(587, env=("SMTP_PORT",), at_least=1, at_most=65535, help="Its port.")

@@ -14,6 +14,7 @@ __all__ = [
     "WrongInput",
     "email",
     "email_key",
+    "legible",
     "name",
     "organization",
     "password",
@@ -23,6 +24,9 @@ __all__ = [
 LONGEST_NAME = 255
 LONGEST_EMAIL = 254
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Have what follows shown in the other direction: in a list, a name would rearrange what stands beside it."""
 _SPECIAL = ',;:<>()[]"\\'
 
 
@@ -112,9 +116,18 @@ def presented_password(given: str, *, field: str = "password") -> str:
     return given
 
 
+def legible(given: str) -> str:
+    """*given* without what no name may hold: for names that somebody else vouches for, whom nobody can ask again."""
+    return "".join(one for one in given if _is_text(one)).strip()[:LONGEST_NAME]
+
+
+def _is_text(one: str) -> bool:
+    return unicodedata.category(one) not in _NO_TEXT and one not in _TURNS
+
+
 def _text(field: str, given: str) -> str:
     if len(given) > LONGEST_NAME:
         raise WrongInput(field, f"{field} must be at most {LONGEST_NAME} characters long")
-    if any(unicodedata.category(one) in ("Cc", "Cs") for one in given):
+    if not all(map(_is_text, given)):
         raise WrongInput(field, f"{field} holds characters that are none")
     return given

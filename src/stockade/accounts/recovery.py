@@ -11,10 +11,11 @@ from sqlalchemy import Connection
 
 from stockade.accounts import inputs
 from stockade.accounts.mail import Letter
-from stockade.accounts.secrets import digest
+from stockade.accounts.secrets import digest, new_secret, preview
 from stockade.accounts.user_base import UserBase, now, required
 from stockade.errors import Invalid, Unsupported
 from stockade.model.users import User
+from stockade.store import accounts as rows
 from stockade.store import users as user_rows
 
 __all__ = ["Recovery", "UsedUp"]
@@ -93,6 +94,9 @@ class Recovery(UserBase):
     async def finish_reset(self, token: str, password: str) -> User:
         """Choose another password. All sessions end, and every token of before is worthless.
 
+        Where that is the first proof that the address is theirs, so are the secrets of all API keys: perhaps somebody
+        else has registered with it, and waits for its owner to come.
+
         Raises:
             WrongInput: the password is too short or too long; the token stays good.
             UsedUp: the token is unknown, used, or too old.
@@ -106,13 +110,23 @@ class Recovery(UserBase):
         def finish(connection: Connection) -> User:
             if not user_rows.take_token(connection, digest(token), RESET, now=now()):
                 raise UsedUp  # somebody was quicker
+            changes = {}
             # Who reads the mail to that address has shown that it is theirs.
-            changes = {"email_verified_at": user.email_verified_at or now()} if self.sends_mail else {}
+            if self.sends_mail and user.email_verified_at is None:
+                changes["email_verified_at"] = now()
+                self._renew_keys(connection, user)
             return self._put_password(connection, user, kept, changes=changes, action="password_reset")
 
         changed = await self.database.write(finish)
         self.changed()
         return changed
+
+    def _renew_keys(self, connection: Connection, user: User) -> None:
+        """Give every key of the account a secret that nobody has seen; its owner can rotate those that are needed."""
+        for key in rows.keys_of(connection, user.account_id):
+            unseen = new_secret()
+            rows.change_key(connection, key.id, {"hash": digest(unseen), "preview": preview(unseen)})
+        self.note(connection, user, "keys_renewed")
 
     async def set_password(
         self, user: User, password: str, *, but: str | None = None, action: str = "password_set", by: str = ""
@@ -145,7 +159,8 @@ class Recovery(UserBase):
             Letter(
                 to=user.email,
                 subject="Is this your address?",
-                text=f"Hello {user.name},\n\nan account on {self._where} was made with this address. "
+                # Without a name: whoever made the account has chosen it, and whom to write to.
+                text=f"Hello,\n\nan account on {self._where} was made with this address. "
                 f"If it is yours, say so here, within a day:\n\n{self.link('verify', token)}\n\n"
                 "If it is not, do nothing.\n",
             )

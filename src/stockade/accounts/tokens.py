@@ -80,8 +80,19 @@ class Tokens:
 
     def issue(self, user: User) -> str:
         """A token of *user*'s."""
-        expires = math.ceil((self._clock() + self._life).timestamp())
+        expires = max(self._end_of(self._clock()), self._worthless_up_to(user) + 1)
         return jwt.encode({"user_id": user.id, "email": user.email, "exp": expires}, self._secret, _ALGORITHM)
+
+    def _end_of(self, issued: datetime) -> int:
+        return math.ceil((issued + self._life).timestamp())
+
+    def _worthless_up_to(self, user: User) -> int:
+        """The latest end of a token that was issued before the user's password was changed, or the like.
+
+        It is all that tells, for a token does not say when it was issued; and it is in whole seconds. So whoever logs
+        in again and again has a token of that very second, which must not count as one of afterwards.
+        """
+        return 0 if user.tokens_valid_from is None else self._end_of(user.tokens_valid_from)
 
     async def verify(self, token: str) -> User:
         """Whose token that is.
@@ -95,9 +106,7 @@ class Tokens:
         user = await self._find(user_id)
         if user is None or user.is_locked:
             raise TokenInvalid
-        # A token does not say when it was issued, but how long we let it live we know.
-        valid_from = user.tokens_valid_from
-        if valid_from is not None and expires - self._life.total_seconds() < valid_from.timestamp():
+        if expires <= self._worthless_up_to(user):
             raise TokenInvalid
         return user
 

@@ -57,15 +57,16 @@ class Users(PersonalData, UserAdministration):
             SignUpClosed: only the operator makes accounts.
             WrongInput: a field is wrong.
             Conflict: somebody has that address.
-            LimitExceeded: too many have registered from there.
+            LimitExceeded: too many have registered from there, or tried to.
         """
         if not self.is_open:
             raise inputs.SignUpClosed
         checked = _checked(name=name, email=email, organization=organization)
         inputs.password(password)
+        # Counted first: who asks whether somebody has an address does not ask without end.
+        await self.attempts.take("register", address, most=200, every=_HOUR)
         if await self.find_by_email(checked["email"]) is not None:
             raise _taken()
-        await self.attempts.take("register", address, most=200, every=_HOUR)
         user = await self._insert(checked, password=password, tier=self.settings.tier, by="public")
         log.info("users.registered", user_id=user.id)
         await self.attempts.trust(inputs.email_key(user.email), address)
@@ -117,7 +118,7 @@ class Users(PersonalData, UserAdministration):
                 raise Denied("you have no account on this server; ask its operator for one")
             if not email.strip():
                 raise Denied("the provider does not tell your e-mail address, without which there is no account")
-            checked = _checked(name=name.strip() or email.partition("@")[0], email=email, organization="")
+            checked = _checked(name=inputs.legible(name) or email.partition("@")[0], email=email, organization="")
             at = now()
             checked |= {"oidc_issuer": issuer, "oidc_subject": subject}
             checked |= {"email_verified_at": at if is_verified else None}
@@ -242,7 +243,9 @@ class Users(PersonalData, UserAdministration):
         found = await self.find_by_email(email)
         if found is None:
             return None
-        if not is_verified or found.email_verified_at is None or found.oidc_subject is not None:
+        # Letters that are the same to us (K and the sign of Kelvin, ß and ss) may be two people's at a mail server.
+        is_same = found.email.lower() == email.lower() and email.isascii() == found.email.isascii()
+        if not is_same or not is_verified or found.email_verified_at is None or found.oidc_subject is not None:
             raise Conflict("somebody has registered here with your e-mail address; log in with the password")
 
         def link(connection: Connection) -> User:

@@ -155,7 +155,11 @@ class Guard:
         return None
 
     def _same_origin(self, origin: str, host: str) -> bool:
-        return urlsplit(origin).netloc == host or origin in self.origins or "*" in self.origins
+        try:
+            netloc = urlsplit(origin).netloc
+        except ValueError:  # "http://[", which no browser sends
+            return False
+        return netloc == host or origin in self.origins or "*" in self.origins
 
 
 def _route(scope: Scope) -> str:

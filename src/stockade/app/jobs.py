@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from stockade.config_accounts import PriceConfig
 from stockade.engine import Engine, Languages
 from stockade.engine.jobs import Jobs
 from stockade.errors import Unsupported
-from stockade.model import Outcome
+from stockade.model import Actor, Outcome
 from stockade.model.accounts import UsageRecord
 from stockade.model.jobs import Job, JobFailure
 from stockade.store import Database, UsageTable
@@ -128,6 +129,7 @@ async def running_jobs(
     places: int | None = None,
     languages: Sequence[str] = (),
     metrics: JobMetrics | None = None,
+    has_accounts: bool = True,
     stop: asyncio.Event | None = None,
     at_once: asyncio.Event | None = None,
 ) -> AsyncIterator[Jobs]:
@@ -138,6 +140,8 @@ async def running_jobs(
         places: jobs that the worker runs at once; `None` for as many as a server has.
         languages: only of these; empty for all that are installed.
         metrics: counts and shows all of it.
+        has_accounts: the accounts of these jobs are in *records*. Where they are not, others add up what jobs used, and
+            send webhooks, unless the configuration has the secret that signs them.
         stop: set to begin the drain before the block ends.
         at_once: set to end it: what still runs is given back.
 
@@ -151,7 +155,7 @@ async def running_jobs(
     async with open_job_store(config, records.database) as store:
         observer = _observer(config, metrics)
         check_jobs_config(config, engine.languages)  # even where nobody works
-        secret = webhook_secret(config)
+        secret = webhook_secret(config) if has_accounts else config.jobs.webhooks.secret
         worker: Worker | None = None
         if places:
             worker = Worker(
@@ -169,22 +173,22 @@ async def running_jobs(
             config=config.jobs,
             runs_here=worker is not None,
             nudge=worker.nudge if worker is not None else lambda: None,
+            admit=_cost_guard(records.database),
             webhook_secret=secret,
         )
         sender = WebhookSender(store, config.jobs.webhooks, secret=secret, observer=observer)
         chores = Chores(
             store=store,
             config=config.jobs,
-            record_usage=_recorder(records.database, config.accounts.prices),
+            record_usage=_recorder(records.database, config.accounts.prices) if has_accounts else None,
             observer=observer,
         )
         # A worker that drains still needs the others: results are told, leases of others run out.
         ended = asyncio.Event()
         working = [asyncio.create_task(worker.run(stop, at_once=at_once), name="worker")] if worker else []
-        others = [
-            asyncio.create_task(sender.run(ended), name="webhooks"),
-            asyncio.create_task(chores.run(ended), name="chores of jobs"),
-        ]
+        others = [asyncio.create_task(chores.run(ended), name="chores of jobs")]
+        if secret:
+            others.append(asyncio.create_task(sender.run(ended), name="webhooks"))
         if metrics is not None:
             others.append(asyncio.create_task(metrics.look(jobs, ended), name="figures of jobs"))
         for task in (*working, *others):
@@ -223,6 +227,18 @@ def _recorder(database: Database, prices: PriceConfig) -> Callable[[Sequence[Job
         await table.record_jobs([_usage_of(job, prices) for job in jobs])
 
     return record
+
+
+def _cost_guard(database: Database) -> Callable[[Actor], Awaitable[None]]:
+    table = UsageTable(database)
+
+    async def check(actor: Actor) -> None:
+        if actor.monthly_cost_limit_cents is not None:
+            await table.check_cost(
+                actor.account_id, now=datetime.now(UTC), monthly_cost_cents=actor.monthly_cost_limit_cents
+            )
+
+    return check
 
 
 def _usage_of(job: Job, prices: PriceConfig) -> JobUsage:

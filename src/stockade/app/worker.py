@@ -33,8 +33,9 @@ from stockade.config import Config, parse_address
 from stockade.errors import Conflict, Unavailable
 from stockade.settings import ConfigError
 from stockade.store import Database
+from stockade.store.identity import has_server
 
-__all__ = ["WorkerOptions", "work"]
+__all__ = ["WorkerOptions", "knows_accounts", "work"]
 
 log = structlog.get_logger()
 
@@ -100,6 +101,7 @@ async def _work(
     ready: Callable[[], None],
 ) -> None:
     places = options.places or config.queue.places
+    has_accounts = knows_accounts(config)
     own = replace(config, data_dir=directory, queue=replace(config.queue, places=max(places, config.queue.places)))
     with _signals() as stop:
         # As in the server: threads that were there before keep their capabilities.
@@ -134,6 +136,7 @@ async def _work(
                     places=places,
                     languages=options.languages,
                     metrics=metrics,
+                    has_accounts=has_accounts,
                     stop=stop.first,
                     at_once=stop.second,
                 )
@@ -146,6 +149,14 @@ async def _work(
 @dataclass(frozen=True, kw_only=True)
 class _Records:
     database: Database
+
+
+def knows_accounts(config: Config) -> bool:
+    """Whether this configuration's database is the one with the accounts whose jobs are in the queue.
+
+    On a machine that knows of Redis alone it is a file of the worker's own, which nobody looks into.
+    """
+    return not config.jobs.redis_url or bool(config.database.url) or has_server(config.data_dir / STATE)
 
 
 def _address(text: str) -> tuple[str, int] | None:

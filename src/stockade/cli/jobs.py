@@ -170,11 +170,15 @@ def show_depth(as_json: AsJson = False, data_dir: DataDir = None, config: Config
 
 
 @jobs.command("webhook-secret")
-def show_webhook_secret(data_dir: DataDir = None, config: ConfigFile = None) -> None:
-    """Print what signs webhooks: receivers need it to check them."""
-    from stockade.app.jobs import webhook_secret
+def show_webhook_secret(account: Account = None, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+    """Print what signs webhooks of an account's jobs: receivers need it to check them, and nobody else.
 
-    print(webhook_secret(_loaded(data_dir, config)))
+    Without an account: of jobs that were submitted without one. It is also what all others are made of: keep it.
+    """
+    from stockade.app.jobs import webhook_secret
+    from stockade.engine.webhooks import secret_of
+
+    print(secret_of(webhook_secret(_loaded(data_dir, config)), account or ""))
 
 
 async def _found(store: "JobStore", id: str) -> "Job":
@@ -221,14 +225,14 @@ def _print(page: "JobPage", *, as_json: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("Id", "State", "Language", "Account", "Created", "Attempts"):
-        table.add_column(title, overflow="fold", no_wrap=title in ("Id", "State"))
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    # As much as fits into 80 columns; `jobs show` and --json have the rest.
+    for title in ("Id", "State", "Language", "Account", "Created"):
+        table.add_column(title, overflow="fold", no_wrap=title != "Language")
     for job in page.jobs:
         state = f"{job.state.value}, dead" if job.is_dead else job.state.value
-        table.add_row(
-            job.id, state, escape(job.language), escape(job.account_id), _moment(job.created_at), str(job.attempts)
-        )
+        created = job.created_at.astimezone(UTC).strftime("%m-%d %H:%M")
+        table.add_row(job.id, state, escape(job.language), escape(job.account_id[:8]), created)
     Console().print(table)
 
 

@@ -125,6 +125,8 @@ def reset_password(
 
     token, link = _with_accounts(data_dir, config, reset)
     print(json.dumps({"token": token, "link": link}) if as_json else link)
+    if link.startswith("/") and not as_json:
+        print("stockade: put your server's address before it; users.public_url says where it is", file=sys.stderr)
 
 
 @users.command("password")

@@ -5,7 +5,7 @@ and stores its result; `get`, `wait` and `events` show it. This service runs not
 """
 
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -59,6 +59,10 @@ class JobRequest:
     that one counts."""
 
 
+async def _admit(_actor: Actor) -> None:
+    pass
+
+
 @dataclass(frozen=True, kw_only=True)
 class Jobs:
     """The jobs that dialects and the portal see.
@@ -74,6 +78,8 @@ class Jobs:
     """Whether a worker of this process may do the work. If not, languages need not be installed here."""
     nudge: Callable[[], None] = lambda: None
     """Makes workers of this process look at once at what is asked of them, not at their next heartbeat."""
+    admit: Callable[[Actor], Awaitable[None]] = _admit
+    """Raises LimitExceeded for who has used up what the account may cost."""
     webhook_secret: str = field(default="", repr=False)
     """Of the server: no account's, and shown to none."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -131,9 +137,12 @@ class Jobs:
         Raises:
             Invalid and the like: see `check`.
             TooManyJobs: the account, or the whole queue, has too many unended ones.
+            LimitExceeded: the account has cost as much as it may.
             Unavailable: the store is away. Whether the job is queued is not known then.
         """
-        (job,) = await self._submit([self._new(actor, request)])
+        new = self._new(actor, request)
+        await self.admit(actor)
+        (job,) = await self._submit([new])
         return job
 
     async def submit_batch(self, actor: Actor, requests: Sequence[JobRequest]) -> tuple[Job, ...]:
@@ -146,7 +155,9 @@ class Jobs:
         if not 1 <= len(requests) <= self.config.most_of_batch:
             raise Invalid(f"jobs: must be 1 to {self.config.most_of_batch} (got {len(requests)})")
         batch_id = str(uuid.uuid4())
-        return await self._submit([self._new(actor, request, batch_id=batch_id) for request in requests])
+        new = [self._new(actor, request, batch_id=batch_id) for request in requests]
+        await self.admit(actor)
+        return await self._submit(new)
 
     def _new(self, actor: Actor, request: JobRequest, *, batch_id: str | None = None) -> Job:
         self.check(actor, request)
@@ -242,6 +253,7 @@ class Jobs:
         if not job.has_ended:
             raise Conflict(f"job {job_id} is {job.state.value}: only one that has ended can be repeated")
         job = replace(job, spec=replace(job.spec, limits=self._limits(actor, job.spec)[1]))
+        await self.admit(actor)
         owner = (job.account_id, job.key_id) if job.account_id else (actor.account_id, actor.id)
         (new,) = await self._submit([again(job, owner=owner, now=self.now())])
         return new

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from stockade.errors import Fault, Unavailable
 
-__all__ = ["server_id", "write_once"]
+__all__ = ["has_server", "server_id", "write_once"]
+
+_FILE = "server-id"
 
 
 def server_id(state_dir: Path) -> str:
@@ -17,7 +19,7 @@ def server_id(state_dir: Path) -> str:
         Unavailable: it cannot be read or written.
         Fault: its file is damaged.
     """
-    path = state_dir / "server-id"
+    path = state_dir / _FILE
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
@@ -32,6 +34,11 @@ def server_id(state_dir: Path) -> str:
             f"{path}: is damaged. Restore it; with a new one the server takes none of its sandboxes for its own"
         )
     return found
+
+
+def has_server(state_dir: Path) -> bool:
+    """Whether a server has, or had, its state in *state_dir*."""
+    return (state_dir / _FILE).exists()
 
 
 def write_once(path: Path, text: str) -> None:

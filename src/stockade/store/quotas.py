@@ -9,7 +9,7 @@ from stockade.errors import LimitExceeded
 from stockade.store.database import Database
 from stockade.store.tables import IS_UNENDED, daily_usage, sandboxes
 
-__all__ = ["QuotaExceeded", "check", "count"]
+__all__ = ["QuotaExceeded", "check", "check_cost", "count"]
 
 CONCURRENT_RETRY_S = 1.0
 
@@ -67,17 +67,26 @@ def check(
         left_s = (today + timedelta(days=1) - now).total_seconds()
         raise QuotaExceeded(f"daily session limit reached ({made}/{daily})", retry_after_s=left_s)
     if monthly_cost_cents is not None:
-        spent = connection.scalar(
-            select(func.coalesce(func.sum(daily_usage.c.cost_microcents), 0)).where(
-                daily_usage.c.account_id == account_id, daily_usage.c.date >= today.replace(day=1).date()
-            )
+        check_cost(connection, account_id=account_id, now=now, monthly_cost_cents=monthly_cost_cents)
+
+
+def check_cost(connection: Connection, *, account_id: str, now: datetime, monthly_cost_cents: int) -> None:
+    """Make sure that the account has not cost as much as that in the month of *now*, which is UTC.
+
+    Raises:
+        QuotaExceeded: it has.
+    """
+    first = midnight(now).replace(day=1)
+    spent = connection.scalar(
+        select(func.coalesce(func.sum(daily_usage.c.cost_microcents), 0)).where(
+            daily_usage.c.account_id == account_id, daily_usage.c.date >= first.date()
         )
-        if int(spent or 0) >= monthly_cost_cents * 1_000_000:
-            next_month = (today.replace(day=1) + timedelta(days=32)).replace(day=1)
-            raise QuotaExceeded(
-                f"monthly cost limit reached ({monthly_cost_cents} cents)",
-                retry_after_s=(next_month - now).total_seconds(),
-            )
+    )
+    if int(spent or 0) >= monthly_cost_cents * 1_000_000:
+        raise QuotaExceeded(
+            f"monthly cost limit reached ({monthly_cost_cents} cents)",
+            retry_after_s=((first + timedelta(days=32)).replace(day=1) - now).total_seconds(),
+        )
 
 
 def _lock_number(key_id: str) -> int:

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from stockade.model.accounts import DailyUsage, HourlyUsage, UsageRecord
 from stockade.store.database import Database
 from stockade.store.job_tables import daily_outcomes, recorded_jobs
-from stockade.store.quotas import count
+from stockade.store.quotas import check_cost, count
 from stockade.store.tables import daily_usage, hourly_usage, sandboxes
 
 __all__ = ["DailyOutcomes", "JobUsage", "UsageTable"]
@@ -50,6 +50,18 @@ class UsageTable:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def check_cost(self, account_id: str, *, now: datetime, monthly_cost_cents: int) -> None:
+        """Make sure that the account has not cost as much as that in this month, as far as it is summed up.
+
+        Raises:
+            QuotaExceeded: it has.
+        """
+        await self._database.read(
+            lambda connection: check_cost(
+                connection, account_id=account_id, now=now, monthly_cost_cents=monthly_cost_cents
+            )
+        )
 
     async def record_end(self, sandbox_id: str, used: UsageRecord) -> bool:
         """Add what an ended sandbox used, once: to the hour and to the day in which it was made.

@@ -51,6 +51,11 @@ class Leaving:
                 await sandboxes.kill(Actor(id=one.key_id, account_id=account_id), one.id)
 
 
+async def _cancel(jobs: Jobs, actor: Actor, job_id: str) -> None:
+    with contextlib.suppress(NotFound):
+        await jobs.cancel(actor, job_id)
+
+
 async def _remove_jobs(jobs: Jobs, account_id: str) -> None:
     actor = Actor(id=account_id, account_id=account_id)
     while True:
@@ -59,9 +64,10 @@ async def _remove_jobs(jobs: Jobs, account_id: str) -> None:
             return
         if ended := [job.id for job in page.jobs if job.has_ended]:
             await jobs.store.forget(ended)
-        for job in page.jobs:
-            if not job.has_ended and not job.cancel_requested:
-                with contextlib.suppress(NotFound):
-                    await jobs.cancel(actor, job.id)
-        if not ended:
+        living = [job for job in page.jobs if not job.has_ended and not job.cancel_requested]
+        # At once, for there may be a hundred thousand, and the store takes many together.
+        for failed in await asyncio.gather(*(_cancel(jobs, actor, job.id) for job in living), return_exceptions=True):
+            if failed is not None:
+                raise failed
+        if not ended and not living:
             await asyncio.sleep(_LOOK_S)

@@ -121,7 +121,7 @@ def urls_of(sandbox: Sandbox, ports: PortsConfig, *, host: str, scheme: str) -> 
         host: the request's `Host`.
         scheme: by which the request came.
     """
-    name = urlsplit(f"//{host}").hostname or ""
+    name = _name_of(host)
     colon_port = f":{number}" if (number := _port_of(host)) else ""
     domain = ports.domain
     by_host = bool(domain) and (
@@ -139,6 +139,13 @@ def urls_of(sandbox: Sandbox, ports: PortsConfig, *, host: str, scheme: str) -> 
             shown = f"[{ports.host}]" if ":" in ports.host else ports.host
             urls[port] = f"http://{shown}:{port.host}/"
     return urls
+
+
+def _name_of(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _port_of(host: str) -> int | None:

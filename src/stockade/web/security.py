@@ -108,8 +108,11 @@ def is_own_origin(headers: Mapping[str, str], public_url: str, *, is_required: b
     origin = origin.lower()
     if public_url and origin == _origin_of(public_url):
         return True
-    # The scheme is not compared: a reverse proxy that ends TLS speaks plain HTTP to us.
-    parsed = urlsplit(origin)
+    try:
+        # The scheme is not compared: a reverse proxy that ends TLS speaks plain HTTP to us.
+        parsed = urlsplit(origin)
+    except ValueError:  # "http://[", which no browser sends
+        return False
     return (
         parsed.scheme in ("http", "https") and bool(parsed.netloc) and parsed.netloc == headers.get("host", "").lower()
     )

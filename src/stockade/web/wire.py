@@ -7,6 +7,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from pydantic.alias_generators import to_camel
 
 from stockade.web.failures import FieldInvalid
+from stockade.wire.crowds import is_crowded
 
 __all__ = [
     "AccountBody",
@@ -28,6 +29,7 @@ __all__ = [
     "checked",
 ]
 
+MOST_MEMBERS = 1000
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -176,6 +178,8 @@ def checked(model: type[Model], members: dict[str, Any]) -> Model:
     Raises:
         FieldInvalid: one is missing, unknown or wrong; the first is told.
     """
+    if is_crowded(members, most=MOST_MEMBERS):
+        raise FieldInvalid("", f"the body has more than {MOST_MEMBERS} members")
     try:
         return model.model_validate(members)
     except ValidationError as error:

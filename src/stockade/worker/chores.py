@@ -34,8 +34,9 @@ class Chores:
 
     store: JobStore
     config: JobsConfig
-    record_usage: Callable[[Sequence[Job]], Awaitable[None]] = _record_nothing
-    """Adds what ended jobs used to their accounts' sums; called again for the same job, it changes nothing.
+    record_usage: Callable[[Sequence[Job]], Awaitable[None]] | None = _record_nothing
+    """Adds what ended jobs used to their accounts' sums; called again for the same job, it changes nothing. `None`
+    where others do that.
 
     Raises Unavailable: it is asked again later.
     """
@@ -46,7 +47,8 @@ class Chores:
         async with asyncio.TaskGroup() as group:
             group.create_task(_every(self.config.lease_s / 3, self.reap, stop), name="reap jobs")
             group.create_task(_every(FORGET_EVERY_S, self.forget, stop), name="forget jobs")
-            group.create_task(_every(RECORD_EVERY_S, self.record, stop), name="record usage of jobs")
+            if self.record_usage is not None:
+                group.create_task(_every(RECORD_EVERY_S, self.record, stop), name="record usage of jobs")
 
     async def reap(self) -> bool:
         """Queue jobs again whose worker has not been heard of; False: that is all."""
@@ -68,6 +70,8 @@ class Chores:
 
     async def record(self) -> bool:
         """Have the usage of ended jobs added up; whether there may be more."""
+        if self.record_usage is None:
+            return False
         jobs = await self.store.unrecorded(most=RECORD_AT_ONCE)
         try:
             await self.record_usage(jobs)
@@ -76,18 +80,19 @@ class Chores:
         except StockadeError:
             # One that can never be added must not hold up the others.
             for job in jobs:
-                await self._record(job)
+                await _record(self.record_usage, job)
         if jobs:
             await self.store.mark_recorded([job.id for job in jobs])
         return len(jobs) >= RECORD_AT_ONCE
 
-    async def _record(self, job: Job) -> None:
-        try:
-            await self.record_usage([job])
-        except Unavailable:
-            raise
-        except StockadeError as error:
-            log.error("job.usage_not_recorded", job_id=job.id, reason=str(error))
+
+async def _record(record_usage: Callable[[Sequence[Job]], Awaitable[None]], job: Job) -> None:
+    try:
+        await record_usage([job])
+    except Unavailable:
+        raise
+    except StockadeError as error:
+        log.error("job.usage_not_recorded", job_id=job.id, reason=str(error))
 
 
 def _say_ended(job: Job) -> None:

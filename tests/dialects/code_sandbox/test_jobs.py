@@ -139,7 +139,7 @@ def test_a_batch_is_queued_whole_or_not_at_all(sandbox: CodeSandbox) -> None:
     refused = sandbox.ask("POST", "/v1/jobs/batch", json={"jobs": bad})
     assert is_refused(refused, 400, "invalid", "jobs.2.timeout")
     assert is_refused(sandbox.ask("POST", "/v1/jobs/batch", json={"jobs": []}), 400, "invalid", "jobs")
-    assert is_refused(sandbox.ask("POST", "/v1/jobs/batch", json={"jobs": [good] * 21}), 400, "invalid")
+    assert is_refused(sandbox.ask("POST", "/v1/jobs/batch", json={"jobs": [good] * 21}), 400, "invalid", "jobs")
 
 
 def test_jobs_are_listed_by_what_they_are(sandbox: CodeSandbox) -> None:

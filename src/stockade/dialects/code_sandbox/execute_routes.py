@@ -83,5 +83,5 @@ class _Handlers:
                 raise Refused(404, JOB_NOT_FOUND)
             job = await self.sandbox.jobs.get(actor, job_id)
         if (waited_s := wait_s(request, longest_s)) and not job.has_ended:
-            job = await self.sandbox.ended(request, actor, job, timeout_s=waited_s)
+            job = await self.sandbox.ended(request, job, timeout_s=waited_s)
         return json_reply(document(job, default_wall_s=self.sandbox.default_wall_s(job)))

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 
 from stockade.dialects.code_sandbox.documented import STRING, Described, answer, body, path_id, query
-from stockade.dialects.code_sandbox.wire import BatchAnswer, BatchBody, DepthAnswer, JobAnswer, JobBody, ListAnswer
+from stockade.dialects.code_sandbox.wire import (
+    BatchAnswer,
+    BatchBody,
+    DepthAnswer,
+    JobAnswer,
+    JobBody,
+    ListAnswer,
+    SecretAnswer,
+)
 
 __all__ = ["ABOUT"]
 
@@ -54,6 +62,12 @@ ABOUT: Mapping[str, Described] = {
         name="queue_depth",
         summary="How many jobs wait",
         responses=answer(200, DepthAnswer, "Those of everybody."),
+    ),
+    "webhook_secret": Described(
+        name="webhook_secret",
+        summary="What signs webhooks",
+        description="Of the account's jobs; 404 without an account.",
+        responses=answer(200, SecretAnswer, "The secret."),
     ),
     "read": Described(
         name="job",

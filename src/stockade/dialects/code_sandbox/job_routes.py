@@ -1,7 +1,9 @@
 """Our own routes: jobs with every option, batches, lists, waiting, cancelling, repeating, events."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -17,15 +19,17 @@ from stockade.dialects.code_sandbox.replies import empty_reply, json_reply
 from stockade.dialects.code_sandbox.service import CodeSandbox, trace_of, wait_s
 from stockade.dialects.code_sandbox.shown import accepted, from_depth, from_job
 from stockade.dialects.code_sandbox.translate import moment, to_job
-from stockade.dialects.code_sandbox.wire import BatchBody, JobBody, checked
-from stockade.engine.jobs import JobRequest
-from stockade.errors import Invalid, UnknownLanguage, Unsupported
+from stockade.dialects.code_sandbox.wire import JobBody, checked, checked_batch
+from stockade.engine.jobs import JobEvent, JobRequest
+from stockade.errors import Invalid, Unavailable, UnknownLanguage, Unsupported
 from stockade.model import Actor
 from stockade.model.jobs import Job, JobFilter, JobState
 from stockade.wire.bodies import parse_object
 
 __all__ = ["add_jobs", "is_stream"]
 
+LOOK_AGAIN_S = 5.0
+"""How often it is looked whether who follows a job is still let in."""
 _LISTED = 50
 _MOST_LISTED = 1000
 _PREFIX, _EVENTS = "/v1/jobs/", "/events"
@@ -46,6 +50,7 @@ def add_jobs(router: APIRouter, sandbox: CodeSandbox, edge: Edge) -> None:
     edge.add(router, "/v1/jobs", [one("POST", "submit", takes_its_time=True), one("GET", "list")])
     edge.add(router, "/v1/jobs/batch", [one("POST", "submit_batch", takes_its_time=True)])
     edge.add(router, "/v1/jobs/queue", [one("GET", "depth")])
+    edge.add(router, "/v1/jobs/webhook-secret", [one("GET", "webhook_secret")])
     edge.add(router, "/v1/jobs/{id}", [one("GET", "read", takes_its_time=True), one("DELETE", "forget")])
     edge.add(router, "/v1/jobs/{id}/cancel", [one("POST", "cancel")])
     edge.add(router, "/v1/jobs/{id}/retry", [one("POST", "retry")])
@@ -69,9 +74,12 @@ class _Handlers:
         async with self.edge.deadline():
             actor = await self.edge.access.actor(request)
         most = self.edge.settings.max_batch_bytes
-        body = checked(BatchBody, parse_object(await self.edge.read(request, max_bytes=most)))
+        raw = await self.edge.read(request, max_bytes=most)
+        # It may be so long that others would wait.
+        members = await asyncio.to_thread(parse_object, raw)
+        bodies = checked_batch(members, most=self.sandbox.jobs.config.most_of_batch)
         async with self.edge.deadline():
-            jobs = await self.sandbox.jobs.submit_batch(actor, self._all_wanted(actor, body, request))
+            jobs = await self.sandbox.jobs.submit_batch(actor, self._all_wanted(actor, bodies, request))
         return json_reply({"batchId": jobs[0].batch_id, "jobs": [accepted(job) for job in jobs]}, 202)
 
     async def list(self, request: Request) -> Response:
@@ -86,12 +94,16 @@ class _Handlers:
         await self.edge.access.actor(request)
         return json_reply(from_depth(await self.sandbox.jobs.depth()))
 
+    async def webhook_secret(self, request: Request) -> Response:
+        actor = await self.edge.access.actor(request)
+        return json_reply({"secret": self.sandbox.jobs.secret_of(actor)})
+
     async def read(self, request: Request) -> Response:
         async with self.edge.deadline():
             actor = await self.edge.access.actor(request)
             job = await self.sandbox.jobs.get(actor, _id(request))
         if (waited_s := wait_s(request, self.edge.answer_s)) and not job.has_ended:
-            job = await self.sandbox.ended(request, actor, job, timeout_s=waited_s)
+            job = await self.sandbox.ended(request, job, timeout_s=waited_s)
         return json_reply(self._shown(job))
 
     async def forget(self, request: Request) -> Response:
@@ -113,8 +125,23 @@ class _Handlers:
             job = await self.sandbox.jobs.get(actor, _id(request))  # else a 404 would have to be an event
         with ExitStack() as held:
             held.enter_context(self.sandbox.streams.hold(actor))
-            frames = framed(self.sandbox.jobs.events(actor, job.id), seen=last_seen(request), shown=self._shown)
+            events = self._while_let_in(request, self.sandbox.jobs.events(actor, job.id))
+            frames = framed(events, seen=last_seen(request), shown=self._shown)
             return EventStream(request, frames, held=held.pop_all())
+
+    async def _while_let_in(self, request: Request, events: AsyncIterator[JobEvent]) -> AsyncIterator[JobEvent]:
+        """*events*, of which none is told to who is let in no more: a job may wait for months.
+
+        Raises:
+            Unauthorized: the key was revoked, the token's time is up, the account is gone.
+        """
+        looked_at = time.monotonic()
+        async for event in events:
+            if time.monotonic() - looked_at >= LOOK_AGAIN_S:
+                with suppress(Unavailable):  # a database that is away ends nothing
+                    await self.edge.access.actor(request)
+                looked_at = time.monotonic()
+            yield event
 
     def _shown(self, job: Job, *, whole: bool = True) -> dict[str, object]:
         return from_job(job, default_wall_s=self.sandbox.default_wall_s(job), whole=whole)
@@ -122,10 +149,10 @@ class _Handlers:
     def _wanted(self, body: JobBody, request: Request) -> JobRequest:
         return to_job(body, self.sandbox.defaults, trace=trace_of(request), now=datetime.now(UTC))
 
-    def _all_wanted(self, actor: Actor, body: BatchBody, request: Request) -> Sequence[JobRequest]:
+    def _all_wanted(self, actor: Actor, bodies: Sequence[JobBody], request: Request) -> Sequence[JobRequest]:
         """What a batch asks for; the first that is wrong is named."""
         found: list[JobRequest] = []
-        for number, one in enumerate(body.jobs):
+        for number, one in enumerate(bodies):
             try:
                 found.append(self._wanted(one, request))
                 self.sandbox.jobs.check(actor, found[-1])

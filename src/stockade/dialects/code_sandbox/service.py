@@ -14,7 +14,7 @@ from stockade.dialects.code_sandbox.translate import Defaults
 from stockade.engine import Engine
 from stockade.engine.jobs import Jobs
 from stockade.errors import NoAnswer, UnknownLanguage
-from stockade.model import Actor, LimitOverrides
+from stockade.model import LimitOverrides
 from stockade.model.jobs import Job
 from stockade.wire.clients import while_connected
 from stockade.wire.rates import Concurrency
@@ -52,7 +52,7 @@ class CodeSandbox:
             return self.engine.limits.defaults.wall_s
         return self.engine.limits.resolve(language.limits, LimitOverrides()).wall_s
 
-    async def ended(self, request: Request, actor: Actor, job: Job, *, timeout_s: float) -> Job:
+    async def ended(self, request: Request, job: Job, *, timeout_s: float) -> Job:
         """*job* once it has ended, or as it is after *timeout_s*. Given up when the client leaves.
 
         Raises:
@@ -60,7 +60,7 @@ class CodeSandbox:
         """
         try:
             async with asyncio.timeout(timeout_s + GRACE_S):
-                return await while_connected(request, self.jobs.wait(actor, job.id, timeout_s=timeout_s))
+                return await while_connected(request, self.jobs.ended(job, timeout_s=timeout_s))
         except TimeoutError:
             raise NoAnswer("the store took too long") from None
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from stockade.dialects.code_sandbox.failures import Refused
+from stockade.wire.crowds import is_crowded
 
 __all__ = [
     "Accepted",
@@ -23,11 +24,15 @@ __all__ = [
     "LimitsBody",
     "ListAnswer",
     "RecordAnswer",
+    "SecretAnswer",
     "checked",
+    "checked_batch",
 ]
 
 Body = TypeVar("Body", bound=BaseModel)
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+MOST_MEMBERS = 2000
+"""Of a job, its arguments and labels included."""
 _DURATION = "Go duration, like `1500ms` or `1m30s`."
 
 
@@ -230,12 +235,42 @@ class DepthAnswer(Answer):
     oldest_queued_at: datetime = Field(default=None)  # type: ignore[assignment]
 
 
+class SecretAnswer(Answer):
+    """What signs the messages about the account's jobs."""
+
+    secret: str
+
+
+def checked_batch(members: dict[str, Any], *, most: int) -> list[JobBody]:
+    """The jobs of a batch, checked one by one: the first that is wrong ends it.
+
+    Raises:
+        Refused: as `checked`; or there are none, or more than *most*.
+    """
+    jobs = members.get("jobs")
+    if not isinstance(jobs, list) or len(members) != 1 or not 1 <= len(jobs) <= most:
+        raise Refused(400, f"jobs: must be a list of 1 to {most} jobs, and the only member", field="jobs")
+    found = []
+    for number, one in enumerate(jobs):
+        if not isinstance(one, dict):
+            raise Refused(400, f"jobs.{number}: must be an object", field=f"jobs.{number}")
+        try:
+            found.append(checked(JobBody, one))
+        except Refused as error:
+            name = f"jobs.{number}"
+            text = f"{name}.{error}" if error.field else f"{name}: {error}"
+            raise Refused(400, text, field=f"{name}.{error.field}" if error.field else name) from None
+    return found
+
+
 def checked(model: type[Body], members: dict[str, Any]) -> Body:
     """*members* as *model*.
 
     Raises:
         Refused: they do not fit; the first thing that is wrong is named.
     """
+    if is_crowded(members, most=MOST_MEMBERS):
+        raise Refused(400, f"the body has more than {MOST_MEMBERS} members")
     try:
         return model.model_validate(members)
     except ValidationError as error:
