@@ -20,9 +20,11 @@ from bench.server import BODY, EXPECTED, PATH
 __all__ = [
     "Load",
     "bare_load",
+    "bubblewrap_load",
     "closed_load",
     "counted_load",
     "generator",
+    "jobs_load",
     "open_load",
     "our_closed_load",
     "steady_load",
@@ -146,8 +148,18 @@ def bare_load(seconds: float) -> Load:
     return _ours("bare", str(seconds))
 
 
-def _ours(*arguments: str) -> Load:
-    output, cpu_s = _do([sys.executable, "-m", "bench.load", *arguments])
+def bubblewrap_load(seconds: float) -> Load:
+    """Two interpreters in bubblewrap at a time."""
+    return _ours("bubblewrap", str(seconds))
+
+
+def jobs_load(url: str, *, clients: int, seconds: float) -> Load:
+    """*clients* at once, each submitting a job as soon as it has the result of the one before."""
+    return _ours(url, str(clients), str(seconds), module="bench.jobs_client")
+
+
+def _ours(*arguments: str, module: str = "bench.load") -> Load:
+    output, cpu_s = _do([sys.executable, "-m", module, *arguments])
     return Load(**json.loads(output.splitlines()[-1]), cpu_s=cpu_s)
 
 

@@ -1,6 +1,7 @@
 """The load generator, a process of its own: it must not take time from what it measures.
 
     python -m bench.load bare SECONDS                             two bare interpreters at a time
+    python -m bench.load bubblewrap SECONDS                       two in bubblewrap at a time
     python -m bench.load http URL CLIENTS SECONDS [BODY EXPECTED [PATH [HEADER …]]]
                                                     as many clients, each with one connection kept alive
     python -m bench.load count URL CLIENTS RUNS                    the same, that many requests in all
@@ -21,8 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from bench.measure import BenchError, Timing
-from bench.programs import HELLO, PYTHON, spawn
+from bench.measure import BenchError, Sample, Timing
+from bench.programs import HELLO, PYTHON, bare, bubblewrap
 from bench.server import BODY, EXPECTED, PATH
 
 __all__ = ["main"]
@@ -31,6 +32,7 @@ AT_A_TIME = 2
 SILENCE_S = 35.0
 MOST_CONNECTIONS = 3000
 BATCH = 16
+_HELLO = (PYTHON, "-c", HELLO)
 _USUAL = (BODY.decode(), EXPECTED.decode(), PATH)
 """What `http` sends, expects, and asks, where it is not told."""
 
@@ -217,20 +219,20 @@ def open_load(
     return {**schedule.tell(seconds), "runs": in_time}
 
 
-def bare_load(seconds: float) -> dict[str, float]:
-    """Two threads, each starting one interpreter after the other."""
+def bare_load(seconds: float, samples: Sequence[Sample]) -> dict[str, float]:
+    """As many threads, each starting one program after the other."""
     took: list[float] = []
     failures: list[BenchError] = []
     began = time.perf_counter()
 
-    def work() -> None:
+    def work(sample: Sample) -> None:
         try:
             while time.perf_counter() - began < seconds and not failures:
-                took.append(spawn([PYTHON, "-c", HELLO], b"hello\n"))
+                took.append(sample())
         except BenchError as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(AT_A_TIME)]
+    threads = [threading.Thread(target=work, args=(sample,)) for sample in samples]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -260,7 +262,13 @@ def main(arguments: list[str]) -> int:
     kind, *rest = arguments
     try:
         if kind == "bare":
-            result = bare_load(float(rest[0]))
+            result = bare_load(float(rest[0]), [bare(_HELLO, b"hello\n")] * AT_A_TIME)
+        elif kind == "bubblewrap":
+            # One each: they share an open file with the system call filter, and where it is read.
+            samples = [sample for _ in range(AT_A_TIME) if (sample := bubblewrap(_HELLO, b"hello\n")) is not None]
+            if not samples:
+                raise BenchError("bubblewrap is not installed")
+            result = bare_load(float(rest[0]), samples)
         elif kind == "open":
             url, rate, seconds, body, expected, *every = rest
             result = open_load(

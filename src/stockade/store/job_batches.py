@@ -2,6 +2,9 @@
 
 Most of what a transaction costs is its end, where the disk has to confirm it. The first caller's begins at once; what
 others ask for meanwhile is done together in the next one. So a single caller waits for nobody, and many wait for few.
+
+A caller may have made somebody else ask, too: who queues a job wakes a worker that waits for one. Then the transaction
+begins when that one has asked as well, and serves both.
 """
 
 import asyncio
@@ -24,6 +27,8 @@ T = TypeVar("T")
 MOST = 256
 """Requests in one transaction."""
 CLOSE_S = 15.0
+COMPANY_ROUNDS = 12
+"""Of the event loop, within which somebody who has been woken asks; half of them do. Nothing but time hangs on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,7 @@ class Batcher:
         self._committed = committed
         self._waiting: deque[_Request[Any]] = deque()
         self._more = asyncio.Event()
+        self._company_rounds = 0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -65,7 +71,7 @@ class Batcher:
         task.cancel()
         self._refuse(self._waiting)
 
-    async def do(self, work: Callable[[Unit], T], *, ids: Iterable[str] = ()) -> T:
+    async def do(self, work: Callable[[Unit], T], *, ids: Iterable[str] = (), has_company: bool = False) -> T:
         """Run *work* in a transaction, committed when this returns.
 
         *work* may run in a thread, and more than once. It raises errors of ours only before it changes anything; with
@@ -73,6 +79,7 @@ class Batcher:
 
         Args:
             ids: jobs that *work* will ask for.
+            has_company: somebody has just been woken, and will ask in a moment.
 
         Raises:
             Unavailable: the database cannot do it now, or this is not open. Whether it was done is not known.
@@ -82,12 +89,15 @@ class Batcher:
         request = _Request(work=work, ids=tuple(ids), future=asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         self._more.set()
+        if has_company:
+            self._company_rounds = COMPANY_ROUNDS
         result: T = await request.future
         return result
 
     async def _serve(self) -> None:
         while True:
             await self._more.wait()
+            await self._wait_for_company()
             if self._task is None:
                 return
             batch = [request for request in self._take() if not request.future.done()]
@@ -96,6 +106,14 @@ class Batcher:
             except BaseException:
                 self._refuse(batch)
                 raise
+
+    async def _wait_for_company(self) -> None:
+        rounds, self._company_rounds = self._company_rounds, 0
+        there = len(self._waiting)
+        for _ in range(rounds):
+            if len(self._waiting) > there:
+                break
+            await asyncio.sleep(0)
 
     def _take(self) -> list[_Request[Any]]:
         batch = [self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))]
@@ -127,7 +145,8 @@ class Batcher:
                 await self._run([request])
         else:
             self._committed(unit)
-            for request, result in zip(batch, results, strict=True):
+            # The last one first: a worker that has come in company with a submitter can begin before that is answered.
+            for request, result in reversed(list(zip(batch, results, strict=True))):
                 if isinstance(result, StockadeError):
                     _fail(request.future, result)
                 elif not request.future.done():

@@ -133,8 +133,11 @@ def claim(
             "lease_until": unit.now + timedelta(seconds=lease_s),
         }
         claimed.append(replace(job_from_row(row), state=JobState.RUNNING, **changes))
+        unit.moved[job_id] = claimed[-1]
         unit.move(row, Kind.RUNNING)
         unit.update(row, state=JobState.RUNNING.value, is_ready=False, noted=0, **changes)
+    if not any(counts.ready > 0 for counts in unit.tally.counts().values()):
+        unit.has_work = False  # what was added in this transaction has been taken in it: nobody need look
     return claimed
 
 
@@ -198,6 +201,7 @@ def _end(unit: Unit, row: Any, result: JobResult, *, keep_s: float | None, is_de
         is_dead=is_dead,
         webhook_at=None if job.webhook is None else job.webhook.next_at,
     )
+    unit.moved[row.id] = job
     if result.stdout or result.stderr:
         unit.insert("job_outputs", {"job_id": row.id, "stdout": result.stdout, "stderr": result.stderr})
     return job

@@ -48,6 +48,7 @@ class Counts:
 
 
 _LANES = select(job_lanes).where(job_lanes.c.owner.in_(bindparam("owners", expanding=True)))
+_LANES_OF_ONE = select(job_lanes).where(job_lanes.c.owner == bindparam("of_owner"))
 _COUNTS = select(job_counts)
 _LAST_TURN = select(func.max(job_lanes.c.turn)).where(WAITS)
 _REMOVE = delete(job_lanes).where(
@@ -89,7 +90,12 @@ class Tally:
         """Read the lanes of *owners* at once; those of others are read one by one."""
         if missing := [owner for owner in dict.fromkeys(owners) if owner not in self._lanes]:
             self._lanes |= {owner: {} for owner in missing}
-            for row in self._connection.execute(_LANES, {"owners": missing}):
+            rows = (
+                self._connection.execute(_LANES_OF_ONE, {"of_owner": missing[0]})
+                if len(missing) == 1
+                else self._connection.execute(_LANES, {"owners": missing})
+            )
+            for row in rows:
                 self._lanes[row.owner][row.language] = Lane(row.ready, row.unended, row.turn)
 
     def lanes(self, owner: str) -> Mapping[str, Lane]:
@@ -157,8 +163,8 @@ class Tally:
         self._set_turn(owner, turn)
         return turn
 
-    def flush(self) -> None:
-        """Write what has changed."""
+    def flush(self, *, with_counts: bool) -> None:
+        """Write what has changed. The figures by language, which nothing but this reads, can wait for the end."""
         lanes, gone = [], []
         for owner, language in self._changed_lanes:
             lane = self._lanes[owner][language]
@@ -180,12 +186,12 @@ class Tally:
             self._connection.execute(_SET_LANE[self._is_sqlite], lanes)
         if gone:
             self._connection.execute(_REMOVE, gone)
-        if self._changed_counts:
+        if with_counts and self._changed_counts:
             all_counts = self._all_counts()
             rows = [{"language": name, **vars(all_counts[name])} for name in self._changed_counts]
             self._connection.execute(_SET_COUNTS[self._is_sqlite], rows)
+            self._changed_counts.clear()
         self._changed_lanes.clear()
-        self._changed_counts.clear()
 
     def _all_counts(self) -> dict[str, Counts]:
         if self._counts is None:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from stockade.model.jobs import JobState
+from stockade.model.jobs import Job, JobState
 from stockade.store.job_rows import PLAIN, is_storable
 from stockade.store.job_tables import job_outputs, job_payloads, job_signals, jobs
 from stockade.store.job_tally import Kind, Tally
@@ -41,6 +41,7 @@ WITH_ALL = (
     .outerjoin(job_outputs, job_outputs.c.job_id == jobs.c.id)
 )
 _LOAD = WITH_ALL.where(jobs.c.id.in_(bindparam("ids", expanding=True)))
+_LOAD_ONE = WITH_ALL.where(jobs.c.id == bindparam("of_id"))  # as most do; a list of ids is worded anew each time
 _UPDATE = update(jobs).where(jobs.c.seq == bindparam("of_seq"))
 _INSERTS = {one.name: insert(one) for one in (jobs, job_payloads, job_outputs)}
 
@@ -84,6 +85,8 @@ class Unit:
         """Something can be claimed that could not before, or may soon."""
         self.has_delayed = False
         """Something will be work later."""
+        self.moved: dict[str, Job] = {}
+        """Jobs that have begun or ended, by id, as they are then."""
         self.signals: dict[str, int] = {}
         """What `job_signals` says after this transaction, of those that it has raised."""
         self.is_sqlite = is_sqlite
@@ -108,7 +111,10 @@ class Unit:
             if not self._touched.isdisjoint(missing):
                 self.flush()
             self._rows |= dict.fromkeys(missing)
-            found = self.connection.execute(_LOAD, {"ids": missing}).all()
+            if len(missing) == 1:
+                found = self.connection.execute(_LOAD_ONE, {"of_id": missing[0]}).all()
+            else:
+                found = self.connection.execute(_LOAD, {"ids": missing}).all()
             self._rows |= {row.id: row for row in found}
             self.tally.load(row.owner for row in found)
 
@@ -141,8 +147,8 @@ class Unit:
         self._touched.add(job_id)
         self.changed.add(job_id)
 
-    def flush(self) -> None:
-        """Write all that has been gathered."""
+    def flush(self, *, is_last: bool = False) -> None:
+        """Write what has been gathered; all of it only at the end."""
         inserts, self._inserts = self._inserts, {}
         for table, rows in inserts.items():
             self.connection.execute(_INSERTS[table], rows)
@@ -150,7 +156,7 @@ class Unit:
         for changes in updates.values():
             self.connection.execute(_UPDATE, changes)
         self._touched.clear()
-        self.tally.flush()
+        self.tally.flush(with_counts=is_last)
 
     def drop_rows(self) -> None:
         """Rows have been changed past this: read them again when they are asked for."""
@@ -163,7 +169,7 @@ class Unit:
 
     def end(self) -> None:
         """The last thing before it is committed."""
-        self.flush()
+        self.flush(is_last=True)
         for name, has_happened in (("change", self.changed), ("work", self.has_work)):
             if has_happened:
                 raised = self.connection.execute(_SIGNALS[self.is_sqlite], {"name": name, "number": 1})

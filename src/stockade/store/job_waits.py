@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, bindparam, false, func, select
 
 from stockade.errors import StockadeError
+from stockade.model.jobs import Job
 from stockade.store.database import Database
 from stockade.store.job_tables import IS_QUEUED, job_signals, jobs
 from stockade.store.job_units import CHANNEL, now_of
@@ -31,6 +33,8 @@ GATHER_S = 0.02
 """Two glances are never closer together, however much happens."""
 AWAY_S = 0.5
 """While the database is away."""
+JUST_S = 0.5
+"""For so long what a waiter was told holds, should another process change it meanwhile."""
 REMEMBERED = 10_000
 """Jobs that were read last."""
 
@@ -75,6 +79,9 @@ class Waits:
         self._to_check: set[str] = set()
         """Jobs that somebody has begun to wait for since the last glance."""
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._moved: WeakKeyDictionary[asyncio.Event, Job] = WeakKeyDictionary()
+        self._told: WeakKeyDictionary[asyncio.Task[Any], tuple[Job, float]] = WeakKeyDictionary()
+        """With what a wait has ended, and when, for the task that waited."""
         self._numbers: dict[str, int] = {}
         self._glance_now = asyncio.Event()
 
@@ -96,6 +103,12 @@ class Waits:
         """Somebody begins to claim: what has come until now is found."""
         self._work_taken = self._work
 
+    def wakes_for_work(self) -> bool:
+        """Something is about to come: let those look who wait for it here. Whether there are any."""
+        for woken in self._for_work:
+            woken.set()
+        return bool(self._for_work)
+
     def reads(self, job_id: str) -> Callable[[Any, int | None], None]:
         """Somebody begins to read a job. What is returned is to be called with what was found: state, fence and whether
         its end was asked for (`None`: only output was asked for); the number of its last piece of output.
@@ -112,15 +125,37 @@ class Waits:
 
         return found
 
-    def changed(self, ids: Iterable[str], *, has_work: bool, has_delayed: bool, signals: Mapping[str, int]) -> None:
+    def told(self, job_id: str) -> Job | None:
+        """The job with which a wait of this very task for it has just ended: it need not be read again."""
+        task = asyncio.current_task()
+        if task is None or (told := self._told.pop(task, None)) is None:
+            return None
+        job, at = told
+        if job.id != job_id or time.monotonic() >= at + JUST_S:
+            return None
+        # As if it had been read. Of output there is none yet: whoever follows that hears of each piece.
+        self.reads(job_id)((job.state.value, job.fence, job.cancel_requested), 0)
+        return job
+
+    def changed(
+        self,
+        ids: Collection[str],
+        *,
+        has_work: bool,
+        has_delayed: bool,
+        signals: Mapping[str, int],
+        moved: Mapping[str, Job],
+    ) -> None:
         """This process has changed jobs; see `Unit`."""
         for name, number in signals.items():
             if number == self._numbers.get(name, 0) + 1:
                 self._numbers[name] = number  # nobody else has done anything: no need to look
+        for task in [task for task, (job, _) in self._told.items() if job.id in ids]:
+            del self._told[task]  # what it was told no longer holds
         for job_id in ids:
             if job_id in self._seen:
                 self._seen[job_id] = _Seen()
-            self._wake(job_id)
+            self._wake(job_id, moved.get(job_id))
         if has_work:
             self._new_work()
         if has_delayed:
@@ -152,7 +187,11 @@ class Waits:
         if self._hears:
             self._glance_now.set()  # else the next glance is near
         try:
-            return await _happens(woken, timeout_s)
+            has_changed = await _happens(woken, timeout_s)
+            task = asyncio.current_task()
+            if task is not None and (job := self._moved.get(woken)) is not None:
+                self._told[task] = job, time.monotonic()
+            return has_changed
         finally:
             self._for_jobs[job_id].discard(woken)
             if not self._for_jobs[job_id]:
@@ -164,8 +203,12 @@ class Waits:
         for woken in self._for_work:
             woken.set()
 
-    def _wake(self, job_id: str) -> None:
+    def _wake(self, job_id: str, moved: Job | None = None) -> None:
         for woken in self._for_jobs.get(job_id, ()):
+            if moved is not None:
+                self._moved[woken] = moved
+            else:
+                self._moved.pop(woken, None)
             woken.set()
 
     # What others have done

@@ -72,11 +72,16 @@ class DatabaseJobs:
         def work(unit: Unit) -> None:
             job_moves.add(unit, jobs, most_of_account=most_of_account, most=most)
 
-        await self._batches.do(work, ids=(job.id for job in jobs))
+        # A worker of this process that waits is woken now, and its claim shares this transaction. It comes after the
+        # jobs: what is asked for first is done first.
+        has_company = any(job.run_at <= job.created_at for job in jobs) and self._waits.wakes_for_work()
+        await self._batches.do(work, ids=(job.id for job in jobs), has_company=has_company)
 
     async def get(self, job_id: str) -> Job | None:
         if not is_storable(job_id):
             return None
+        if (job := self._waits.told(job_id)) is not None:
+            return job
         found = self._waits.reads(job_id)
         row = await self._database.read(
             lambda connection: connection.execute(_GET, {"wanted": job_id}).one_or_none(),
@@ -199,4 +204,10 @@ class DatabaseJobs:
         return await self._database.read(read)
 
     def _committed(self, unit: Unit) -> None:
-        self._waits.changed(unit.changed, has_work=unit.has_work, has_delayed=unit.has_delayed, signals=unit.signals)
+        self._waits.changed(
+            unit.changed,
+            has_work=unit.has_work,
+            has_delayed=unit.has_delayed,
+            signals=unit.signals,
+            moved=unit.moved,
+        )
