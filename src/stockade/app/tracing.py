@@ -95,7 +95,7 @@ class Traced:
         if len(given) == 1 and _ID.fullmatch(given[0]):
             id = given[0]  # the caller's own, which may stand in a log
         else:
-            id = secrets.token_hex(8).encode()
+            id = secrets.token_hex(16).encode()
             # Whoever looks for it further in finds this one.
             others = (header for header in scope["headers"] if header[0] != HEADER)
             scope = {**scope, "headers": [*others, (HEADER, id)]}
