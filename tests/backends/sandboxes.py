@@ -10,7 +10,7 @@ from typing import Any
 from stockade.backends.base import Backend, SandboxSpec
 from stockade.model import Limits, OnOutputLimit, ProcessResult, ProcessSpec
 
-__all__ = ["MB", "children", "commands", "limits", "run", "running", "spec", "until", "wardens"]
+__all__ = ["MB", "children", "commands", "limits", "mason_of", "run", "running", "spec", "until", "wardens"]
 
 MB = 1 << 20
 DEFAULTS = Limits(
@@ -84,6 +84,22 @@ def commands() -> dict[int, str]:
 def running(marker: str) -> list[int]:
     """Pids of processes with *marker* in their command line, other than the tests' own."""
     return [pid for pid, command in commands().items() if marker in command and "pytest" not in command]
+
+
+def mason_of(warden: int) -> int | None:
+    """The process that makes sandboxes for a warden, where there is one: what it has just made has its name for a
+    moment, and is younger.
+    """
+    named = [pid for pid, command in commands().items() if command.startswith("stockade-mason")]
+    return min(children(warden).intersection(named), key=_started, default=None)
+
+
+def _started(pid: int) -> int:
+    """In clock ticks since the machine was started; of one that is gone, later than all (proc(5))."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 1 << 62
 
 
 def children(pid: int) -> set[int]:

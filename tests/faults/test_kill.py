@@ -16,7 +16,7 @@ from stockade.backends.base import BackendOptions
 from stockade.backends.native import NativeBackend, launch
 from stockade.errors import BackendLost
 from stockade.model import ProcessResult
-from tests.backends.sandboxes import children, run, running, until, wardens
+from tests.backends.sandboxes import children, mason_of, run, running, until, wardens
 
 pytestmark = pytest.mark.anyio
 MANY = 100
@@ -106,21 +106,15 @@ async def test_a_warden_that_died_idle_is_replaced(backend: NativeBackend) -> No
 async def test_the_process_that_makes_sandboxes_is_killed(backend: NativeBackend) -> None:
     """The warden cannot go on without it, and ends in good order."""
     (warden,) = wardens()
-    makers = [pid for pid in children(warden) if "stockade-mason" in _command(pid)]
-    if not makers:
+    maker = mason_of(warden)
+    if maker is None:
         pytest.skip("the warden makes its sandboxes itself")
-    os.kill(makers[0], signal.SIGKILL)
+    os.kill(maker, signal.SIGKILL)
     await asyncio.to_thread(until, lambda: not is_alive(warden))
     await asyncio.to_thread(until, lambda: not groups(warden))
     with contextlib.suppress(BackendLost):
         await run(backend, "/bin/true")
     assert (await run(backend, "/bin/true")).succeeded
-
-
-def _command(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    return ""
 
 
 async def test_a_stopped_warden_does_not_hang_a_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

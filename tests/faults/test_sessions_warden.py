@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.app.traces import children, until
+from tests.backends.sandboxes import mason_of
 from tests.dialects.execbox.serving import Client, Heard, client_of, rest, stdin, until_heard
 from tests.faults.sessions import (
     becomes_so,
@@ -113,7 +114,8 @@ async def test_without_the_process_that_makes_sandboxes_all_begins_anew(tmp_path
         async with client_of(server) as client:
             names = [await client.start(["cat"]) for _ in range(5)]
             (warden,) = warden_of(tmp_path)
-            (mason,) = [pid for pid in children(warden) if command_of(pid).startswith("stockade-mason")]
+            mason = mason_of(warden)
+            assert mason is not None
             note(server)
             await asyncio.to_thread(end_process, mason)
             for name in names:

@@ -20,7 +20,7 @@ from stockade.backends.native import NativeBackend
 from stockade.engine import Engine
 from stockade.errors import BackendLost
 from stockade.model import LimitOverrides, Outcome
-from tests.backends.sandboxes import children, commands, until
+from tests.backends.sandboxes import children, commands, mason_of, until
 from tests.security.conftest import Warm
 
 pytestmark = pytest.mark.anyio
@@ -47,7 +47,9 @@ def warden(warm: Warm) -> int:
 
 
 def mason(warm: Warm) -> int:
-    return next(pid for pid in children(warden(warm)) if commands().get(pid, "").startswith("stockade-mason"))
+    found = mason_of(warden(warm))
+    assert found is not None
+    return found
 
 
 def templates(warm: Warm) -> list[int]:
