@@ -1,5 +1,6 @@
 """A server with the portal built, and Chromium windows on it."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def built() -> None:
 def server(program: str, built: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(tmp_path_factory.mktemp("portal"), **PLAN) as server:
         yield server
-        server.end()
+        server.end(signal.SIGINT)  # which ends what lives, too
 
 
 @pytest.fixture(scope="module")

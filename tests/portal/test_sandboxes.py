@@ -1,6 +1,7 @@
 """The list of sandboxes, and the page of one: terminal, files, ports, logs, and the buttons that end it."""
 
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def server(program: str, built: None, tmp_path_factory: pytest.TempPathFactory) 
     tier = {TIER + "MAX_DURATION_S": "2h", TIER + "DAILY_SANDBOXES": "0"}
     with serving(tmp_path_factory.mktemp("sandboxes"), **tier) as server:
         yield server
-        server.end()
+        server.end(signal.SIGINT)  # which ends what lives, too
 
 
 def make(visitor: Visitor, **members: object) -> str:
