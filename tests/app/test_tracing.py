@@ -2,10 +2,8 @@
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -17,6 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from stockade.app.tracing import tracing
 from stockade.config import TracingConfig
+from tests.app.posting import posted_to
 from tests.app.serving import serving
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -28,23 +27,8 @@ def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
     """An address that takes spans, and those that came."""
     came: list[ExportTraceServiceRequest] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            came.append(ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", came
-        finally:
-            server.shutdown()
-            thread.join()
+    with posted_to(lambda _, body: came.append(ExportTraceServiceRequest.FromString(body)), status=200) as address:
+        yield address, came
 
 
 @pytest.fixture(scope="module")

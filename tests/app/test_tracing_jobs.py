@@ -3,10 +3,8 @@
 import asyncio
 import json
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import httpx
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from tests.app.posting import posted_to
 from tests.app.serving import START_S, serving
 from tests.app.test_tracing import PARENT, collector
 from tests.worker.processes import worker_process
@@ -28,24 +27,8 @@ def receiver() -> Iterator[tuple[str, list[str]]]:
     """Somebody who wants to know of a job's end, and the ids of the jobs that came."""
     came: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            came.append(self.headers["Stockade-Job"])
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/{HIDDEN}", came
-        finally:
-            server.shutdown()
-            thread.join()
+    with posted_to(lambda headers, _: came.append(headers["Stockade-Job"]), status=204) as address:
+        yield f"{address}/{HIDDEN}", came
 
 
 def all_spans(came: list[ExportTraceServiceRequest]) -> list[Span]:

@@ -3,11 +3,12 @@
 import os
 import re
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from stockade.errors import Fault, Unavailable
 
-__all__ = ["has_server", "server_id", "write_once"]
+__all__ = ["has_server", "kept_text", "server_id"]
 
 _FILE = "server-id"
 
@@ -19,21 +20,12 @@ def server_id(state_dir: Path) -> str:
         Unavailable: it cannot be read or written.
         Fault: its file is damaged.
     """
-    path = state_dir / _FILE
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            write_once(path, f"{uuid.uuid4()}\n")
-        found = path.read_text(encoding="ascii").strip()
-    except OSError as error:
-        raise Unavailable(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError:
-        found = ""
-    if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", found):
-        raise Fault(
-            f"{path}: is damaged. Restore it; with a new one the server takes none of its sandboxes for its own"
-        )
-    return found
+    return kept_text(
+        state_dir / _FILE,
+        make=lambda: str(uuid.uuid4()),
+        pattern=r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+        remedy="Restore it; with a new one the server takes none of its sandboxes for its own",
+    )
 
 
 def has_server(state_dir: Path) -> bool:
@@ -41,7 +33,32 @@ def has_server(state_dir: Path) -> bool:
     return (state_dir / _FILE).exists()
 
 
-def write_once(path: Path, text: str) -> None:
+def kept_text(path: Path, *, make: Callable[[], str], pattern: str, remedy: str) -> str:
+    """The line in a file that is made the first time, with its directory, and then always the same.
+
+    Args:
+        pattern: what the line looks like.
+        remedy: what to do when it does not.
+
+    Raises:
+        Unavailable: it cannot be read or written.
+        Fault: it is damaged.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _write_once(path, f"{make()}\n")
+        found = path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise Unavailable(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        found = ""
+    if not re.fullmatch(pattern, found):
+        raise Fault(f"{path}: is damaged. {remedy}")
+    return found
+
+
+def _write_once(path: Path, text: str) -> None:
     """Make *path*, unless somebody else does; a crash leaves it whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

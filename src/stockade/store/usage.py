@@ -177,10 +177,12 @@ class UsageTable:
         """Sandboxes that the key made since 00:00 UTC, and those that have not ended."""
         return await self._database.read(lambda connection: count(connection, key_id, now=now))
 
-    async def hourly(self, account_id: str, *, now: datetime, hours: int = 24) -> list[HourlyUsage]:
-        """The account's last hours in which there was something, newest first."""
+    async def hourly(
+        self, account_id: str | None = None, *, now: datetime, hours: int = 24, key_id: str | None = None
+    ) -> list[HourlyUsage]:
+        """The last hours in which there was something, newest first: an account's, a key's, or all."""
         since = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours - 1)
-        rows = await self._sums(hourly_usage, "hour", since, account_id=account_id, key_id=None)
+        rows = await self._sums(hourly_usage, "hour", since, account_id=account_id, key_id=key_id)
         return [HourlyUsage(hour=row.hour, **_sums(row)) for row in rows]
 
     async def daily(
@@ -191,8 +193,10 @@ class UsageTable:
         rows = await self._sums(daily_usage, "date", since, account_id=account_id, key_id=key_id)
         return [DailyUsage(date=row.date, **_sums(row)) for row in rows]
 
-    async def by_key(self, *, now: datetime, days: int) -> list[tuple[str, UsageRecord]]:
-        """What each key used in the last days, the costliest first."""
+    async def by_key(
+        self, account_id: str | None = None, *, now: datetime, days: int
+    ) -> list[tuple[str, UsageRecord]]:
+        """What each key of an account, or of all, used in the last days, the costliest first."""
         since = now.date() - timedelta(days=days - 1)
         cost = func.sum(daily_usage.c.cost_microcents)
         query = (
@@ -201,6 +205,8 @@ class UsageTable:
             .group_by(daily_usage.c.key_id)
             .order_by(cost.desc(), daily_usage.c.key_id)
         )
+        if account_id is not None:
+            query = query.where(daily_usage.c.account_id == account_id)
         rows = await self._database.read(lambda connection: connection.execute(query).all())
         return [(row.key_id, UsageRecord(**_sums(row))) for row in rows]
 

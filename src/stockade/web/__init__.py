@@ -19,8 +19,7 @@ from fastapi import APIRouter
 
 from stockade.accounts import Accounts
 from stockade.config import Config
-from stockade.store import SandboxTable
-from stockade.store.usage_figures import UsageFigures
+from stockade.store import SandboxTable, UsageTable
 from stockade.web.account_routes import add_account, add_keys
 from stockade.web.admin_routes import Health, add_admin
 from stockade.web.edge import Edge
@@ -64,7 +63,7 @@ def portal(services: Services, config: Config, *, assets: Path = DIRECTORY) -> A
     add_account(router, log_ins, leaving.forget)
     add_keys(router, edge)
     add_languages(router, engine.languages, edge)
-    add_usage(router, Usage(table=UsageFigures(database), edge=edge))
+    add_usage(router, Usage(table=UsageTable(database), edge=edge))
     add_admin(router, Health(engine=engine, database=database, jobs_store=parts.jobs_store()), edge, leaving.forget)
     if engine.jobs is not None:
         add_jobs(router, engine.jobs, engine.languages, edge)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from stockade.errors import NotFound
 from stockade.model.accounts import DailyUsage, HourlyUsage, UsageRecord
-from stockade.store.usage_figures import UsageFigures
+from stockade.store import UsageTable
 from stockade.web.edge import Caller, Edge
 from stockade.web.job_routes import to_number
 from stockade.web.translate import timestamp
@@ -30,7 +30,7 @@ _COLUMNS = ("date", "runs", "errors", "cpuS", "wallS", "memoryMbS", "costCents")
 class Usage:
     """What was used, as the charts show it."""
 
-    table: UsageFigures
+    table: UsageTable
     edge: Edge
 
     async def of_account(self, caller: Caller, *, days: int, key_id: str | None) -> dict[str, Any]:
@@ -54,11 +54,11 @@ class Usage:
     ) -> dict[str, Any]:
         now = datetime.now(UTC)
         daily = await self.table.daily(account_id, now=now, days=days, key_id=key_id)
-        hourly = await self.table.hours(account_id, now=now, hours=HOURS, key_id=key_id)
+        hourly = await self.table.hourly(account_id, now=now, hours=HOURS, key_id=key_id)
         outcomes = {
             one.date: one.counts for one in await self.table.outcomes(account_id, now=now, days=days, key_id=key_id)
         }
-        by_key = await self.table.keys(account_id, now=now, days=days)
+        by_key = await self.table.by_key(account_id, now=now, days=days)
         return {
             "days": _days(daily, outcomes, now=now, days=days),
             "hours": _hours(hourly, now=now),
