@@ -193,9 +193,7 @@ class UsageTable:
         rows = await self._sums(daily_usage, "date", since, account_id=account_id, key_id=key_id)
         return [DailyUsage(date=row.date, **_sums(row)) for row in rows]
 
-    async def by_key(
-        self, account_id: str | None = None, *, now: datetime, days: int
-    ) -> list[tuple[str, UsageRecord]]:
+    async def by_key(self, account_id: str | None = None, *, now: datetime, days: int) -> list[tuple[str, UsageRecord]]:
         """What each key of an account, or of all, used in the last days, the costliest first."""
         since = now.date() - timedelta(days=days - 1)
         cost = func.sum(daily_usage.c.cost_microcents)
