@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from stockade.config_accounts import AccountsConfig, DatabaseConfig
+from stockade.config_boxes import BoxesConfig, DisksConfig, RegistriesConfig
 from stockade.config_jobs import JobsConfig
 from stockade.config_portal import PortalConfig
 from stockade.config_ports import PortsConfig
@@ -387,6 +388,9 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     ports: PortsConfig = field(default_factory=PortsConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
+    registries: RegistriesConfig = field(default_factory=RegistriesConfig)
+    disks: DisksConfig = field(default_factory=DisksConfig)
+    boxes: BoxesConfig = field(default_factory=BoxesConfig)
     builds: BuildsConfig = field(default_factory=BuildsConfig)
     templates: Mapping[str, TemplateConfig] = field(default_factory=dict)
     """By name."""

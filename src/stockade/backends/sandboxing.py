@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from stockade.model import EndedBy, FileInfo, Limits, Network, Outcome, TerminalSize, Usage
+from stockade.model import DiskMount, Diversion, EndedBy, FileInfo, Limits, Network, Outcome, TerminalSize, Usage
 from stockade.model import Protocol as TransportProtocol
 
 __all__ = [
@@ -50,6 +50,16 @@ class LiveSpec:
     network: Network = field(default_factory=Network)
     layer: Path | None = None
     """What a build left (`FileAccess.save_layer`): unpacked over the image."""
+    layers: tuple[str, ...] = ()
+    """The image: names of layers (`backends.disks`), the uppermost first. Empty for `image` itself."""
+    disk: str | None = None
+    """Where what is changed of the image is kept; `None` for memory, which goes with the sandbox. No other sandbox may
+    be using it."""
+    mounts: tuple[DiskMount, ...] = ()
+    drop_capabilities: tuple[str, ...] = ()
+    """Names (without `CAP_`) of what root inside shall not have; `ALL` for all."""
+    diversion: Diversion | None = None
+    """Connections that are handed to somebody else instead of going out."""
     log_bytes: int = 1 << 20
     """Bytes of each output stream of each process that are kept; the oldest are dropped."""
     kept_bytes: int = 64 << 20
@@ -68,7 +78,7 @@ class LiveExec:
     """The whole environment."""
     cwd: str
     user: str = "user"
-    """`user` or `root`."""
+    """`user`, `root`, or `UID:GID`, each 0 to 65534."""
     terminal: TerminalSize | None = None
     stdin: bool = True
     """Whether it can be written to; else its standard input is `/dev/null`. With a terminal it always can."""
@@ -310,6 +320,45 @@ class FileAccess(Protocol):
 
         Members that would lie outside, devices, set-id bits and owners are refused or dropped.
         """
+        ...
+
+    async def copy_in(self, path: str, archive: AsyncIterable[bytes], *, is_directory: bool | None = None) -> int:
+        """Unpack a plain tar archive as `cp -r` would copy what it holds to *path*; the number of members.
+
+        A file goes into *path* where that is a directory or ends with `/`, else it is written at *path*; parents are
+        made, what is there is written over. Of a directory, what lies below it goes into *path*.
+
+        Args:
+            is_directory: what was packed. `False`: a file, the one entry. `True`: a directory, whose name leads all
+                entries: where *path* is there, or ends with `/`, the directory itself goes into it, else it becomes
+                *path*. `None`: a file where the archive is one regular file, else what lies below a directory.
+
+        Raises:
+            Invalid: also a member that would lie outside, a device, or a damaged archive; what came before it stays.
+        """
+        ...
+
+    async def copy_out(self, path: str) -> tuple[bool, AsyncIterator[bytes]]:
+        """Whether it is a directory, and a tar archive: of a file, its name; else `./` and what lies below."""
+        ...
+
+    async def write_layer(self, path: str, archive: AsyncIterable[bytes]) -> int:
+        """Unpack a plain tar archive, a layer in the OCI image format, into the directory *path*; bytes of its files.
+
+        Owners, modes, times, extended attributes (`user.*`), links and sparse files are kept; whiteouts become those
+        of an overlay file system's layer. Set-id bits are kept. For root only, into the disk of a sandbox of ours.
+
+        Raises:
+            Invalid: a device, a member outside, an absolute or climbing hard link, a name too long, a damaged archive.
+        """
+        ...
+
+    async def save_tree(self, path: str) -> AsyncIterator[bytes]:
+        """The directory *path* as an overlay file system's upper layer, whiteouts included, in a format of ours."""
+        ...
+
+    async def load_tree(self, path: str, content: AsyncIterable[bytes]) -> int:
+        """Put what `save_tree` gave into the directory *path*; bytes of its files. Raises Invalid: it is damaged."""
         ...
 
     async def watch(self, path: str) -> AsyncIterator[tuple[str, str]]:

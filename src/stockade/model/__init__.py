@@ -1,5 +1,6 @@
 """Frozen records and enums that every ring shares. Standard library only."""
 
+from stockade.model.boxes import Box, BoxRequest, BoxState, Mount, SecretRule, Snapshot, Volume
 from stockade.model.limits import LimitOverrides, Limits
 from stockade.model.outcomes import Outcome, Usage
 from stockade.model.processes import Bundle, OnOutputLimit, ProcessResult, ProcessSpec, Template, TemplateKind
@@ -8,6 +9,8 @@ from stockade.model.sandboxes import (
     LEGAL_MOVES,
     BuildFile,
     BuildSpec,
+    DiskMount,
+    Diversion,
     EndedBy,
     ExecSpec,
     FileInfo,
@@ -25,15 +28,21 @@ from stockade.model.sandboxes import (
 __all__ = [
     "LEGAL_MOVES",
     "Actor",
+    "Box",
+    "BoxRequest",
+    "BoxState",
     "BuildFile",
     "BuildSpec",
     "Bundle",
+    "DiskMount",
+    "Diversion",
     "EndedBy",
     "ExecSpec",
     "FileInfo",
     "FileKind",
     "LimitOverrides",
     "Limits",
+    "Mount",
     "Network",
     "NetworkMode",
     "OnOutputLimit",
@@ -47,8 +56,11 @@ __all__ = [
     "Sandbox",
     "SandboxRequest",
     "SandboxState",
+    "SecretRule",
+    "Snapshot",
     "Template",
     "TemplateKind",
     "TerminalSize",
     "Usage",
+    "Volume",
 ]

@@ -13,6 +13,8 @@ __all__ = [
     "LEGAL_MOVES",
     "BuildFile",
     "BuildSpec",
+    "DiskMount",
+    "Diversion",
     "EndedBy",
     "ExecSpec",
     "FileInfo",
@@ -127,6 +129,36 @@ class BuildSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiskMount:
+    """A disk (see `backends.disks`) that a sandbox sees at a path."""
+
+    disk: str
+    path: str
+    """Absolute, and of nothing that the sandbox needs for itself (`/`, `/proc`, `/dev`, `/sys`); made when missing."""
+    read_only: bool = False
+
+    WORKSHOP: ClassVar[str] = "/mnt/disk"
+    """Where a disk is shown to code of ours that fills or reads it, inside a sandbox made for that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diversion:
+    """Connections of a sandbox that go to a listener of ours, which sees to them; the rest is as its network says.
+
+    They are made only to where the sandbox may connect at all. The listener is first sent one line of JSON:
+    `{"token": …, "host": name or address, "port": …}`.
+    """
+
+    port: int
+    """Of the listener, on 127.0.0.1."""
+    token: str = field(repr=False)
+    """Known to nobody else: by it the listener knows whose connection it is, and that it comes from the warden."""
+    hosts: tuple[str, ...] = ()
+    """Names whose connections are diverted (`*.example.org` for all below); empty for all."""
+    ports: tuple[int, ...] = (80, 443)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TerminalSize:
     rows: int = 24
     columns: int = 80
@@ -142,7 +174,7 @@ class ExecSpec:
     cwd: str | None = None
     """`None` for the sandbox's own. It must exist."""
     user: str = "user"
-    """`user`, or `root`: root of the sandbox's user namespace, without capabilities."""
+    """`user`; `root`: root of the sandbox's user namespace, without capabilities outside; or `UID:GID`."""
     terminal: TerminalSize | None = None
     """With a terminal, standard output and standard error are one stream (stdout)."""
     stdin: bool = True
@@ -173,6 +205,12 @@ class SandboxRequest:
     """Not counted against the daily and concurrent quota of the key: builds."""
     secret_digest: str | None = None
     """SHA-256, in hexadecimal, of the secret that opens this sandbox alone (`engine.secrets.digest`)."""
+    disk: str | None = None
+    """Where what is changed of the image is kept beyond its end; `None` for memory, which goes with the sandbox."""
+    mounts: tuple[DiskMount, ...] = ()
+    drop_capabilities: tuple[str, ...] = ()
+    """Names (without `CAP_`) of what root inside shall not have; `ALL` for all."""
+    diversion: Diversion | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
