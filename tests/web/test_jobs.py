@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from stockade.web.examples import EXAMPLES
-from stockade.web.sending import ticking
+from stockade.wire.events import ticking
 from tests.web.conftest import START_S, Browser, Portal
 
 pytestmark = pytest.mark.anyio

@@ -1,14 +1,16 @@
 """Log-in and log-out, cookies, and what forged requests meet."""
 
+import asyncio
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from stockade.model import EndedBy
 from stockade.model.users import Role
 from stockade.web.security import Cookies
-from tests.web.conftest import PASSWORD, Browser, Portal
+from tests.web.conftest import PASSWORD, START_S, Browser, Portal
 
 pytestmark = pytest.mark.anyio
 
@@ -293,6 +295,33 @@ async def test_an_admin_sees_and_changes_users(served: Portal) -> None:
         assert (await admin.ask("PATCH", path, json={})).status_code == 400
         assert (await admin.ask("DELETE", path)).status_code == 204
         assert (await admin.ask("DELETE", path)).status_code == 404
+
+
+async def test_whom_an_admin_locks_has_nothing_that_runs(served: Portal) -> None:
+    async with served.user(name="Root") as admin, served.user(name="Eve") as eve:
+        await _make_admin(served, admin)
+        own = await admin.run("print(1)", delay_s=3600)
+        running = await eve.run("import time\nprint('on', flush=True)\ntime.sleep(600)")
+        waiting = await eve.run("print(2)", delay_s=3600)
+        made = await eve.post("/api/sandboxes", {"command": ["sleep", "600"]})
+        assert made.status_code == 201, made.text
+        sandbox_id = made.json()["id"]
+        session = (await eve.get("/api/session")).json()
+        jobs, sandboxes = served.engine.jobs, served.engine.sandboxes
+        assert jobs is not None
+        assert sandboxes is not None
+        async with asyncio.timeout(START_S):
+            while (await eve.get(f"/api/jobs/{running['id']}")).json()["state"] != "running":  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        path = f"/api/admin/users/{session['user']['id']}"
+        response = await admin.ask("PATCH", path, json={"isLocked": True})
+        assert (response.status_code, response.json()["isLocked"]) == (200, True)
+        row = await sandboxes.of_account(session["account"]["id"], sandbox_id)
+        assert row.ended_by is EndedBy.KILL
+        assert (await admin.ended(waiting["id"]))["state"] == "cancelled"
+        assert (await admin.ended(running["id"]))["state"] == "cancelled"
+        assert (await admin.get(f"/api/jobs/{own['id']}")).json()["state"] == "queued"
+        await admin.post(f"/api/jobs/{own['id']}/cancel")
 
 
 async def test_an_admin_sees_how_the_server_is(served: Portal) -> None:

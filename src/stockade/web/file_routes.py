@@ -1,13 +1,11 @@
 """Routes of a sandbox's files: streamed both ways, never whole in memory."""
 
-import asyncio
 import posixpath
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import quote
 
 from fastapi import APIRouter
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,9 +15,9 @@ from stockade.web import translate
 from stockade.web.edge import Caller, Edge
 from stockade.web.failures import FieldInvalid
 from stockade.web.sandboxes import AccountSandboxes
-from stockade.web.sending import Sending
 from stockade.web.wire import DirectoryBody
-from stockade.wire.bodies import BodyTimeout, BodyTooLarge, discard_body
+from stockade.wire.bodies import Upload
+from stockade.wire.sending import Sending, no_more_than
 
 __all__ = ["add_files", "is_upload"]
 
@@ -64,7 +62,7 @@ def add_files(router: APIRouter, sandboxes: AccountSandboxes, edge: Edge) -> Non
                     "Content-Disposition": f"attachment; filename*=UTF-8''{quote(posixpath.basename(path), safe='')}",
                 }
                 return Sending(
-                    _announced(content, info.size),
+                    no_more_than(info.size, content),
                     stack.pop_all(),
                     headers=headers,
                     media_type="application/octet-stream",
@@ -75,14 +73,13 @@ def add_files(router: APIRouter, sandboxes: AccountSandboxes, edge: Edge) -> Non
     async def upload(request: Request) -> Response:
         async def work(caller: Caller) -> object:
             path = _path(request)
-            body = _Body(request, patience_s=edge.body_timeout_s, most=edge.config.upload_bytes)
+            body = Upload(request, edge.body_timeout_s, most=edge.config.upload_bytes)
             try:
                 with edge.hold(caller):
                     async with opened(request, caller) as files:
                         await files.write(path, body.parts())
             except StockadeError:
-                if not body.is_read:
-                    await discard_body(request.receive)  # else a reset overtakes the answer
+                await body.discard()  # else a reset overtakes the answer
                 raise
             return None
 
@@ -119,59 +116,3 @@ def _path(request: Request, *, default: str = "") -> str:
     if not path.startswith("/") or "\0" in path or len(path.encode(errors="replace")) > _LONGEST_PATH:
         raise FieldInvalid("path", "path: must be an absolute path inside the sandbox")
     return path
-
-
-async def _announced(content: AsyncIterator[bytes], size: int) -> AsyncGenerator[bytes, None]:
-    """*content*, of which no more than *size* was announced: the file may grow meanwhile."""
-    left = size
-    async for part in content:
-        yield part[:left]
-        left -= len(part)
-        if left <= 0:
-            return
-
-
-class _Body:
-    """A request's body as it comes. A client that sends nothing for too long is given up."""
-
-    def __init__(self, request: Request, *, patience_s: float, most: int) -> None:
-        self._request = request
-        self._patience_s = patience_s
-        self._most = most
-        announced = request.headers.get("content-length", "")
-        self._announced = int(announced[:19]) if announced.isdecimal() else None
-        self.is_read = self._announced == 0
-        """To its end; nothing more may be asked of the connection then."""
-
-    async def parts(self) -> AsyncIterator[bytes]:
-        """The body, once.
-
-        Raises:
-            BodyTimeout: nothing came for too long.
-            BodyTooLarge: it is, or announces that it will be.
-            ClientDisconnect: the client went away in the middle (starlette's).
-        """
-        if (self._announced or 0) > self._most:
-            raise BodyTooLarge(self._most)
-        stream = self._request.stream()
-        size = 0
-        while True:
-            try:
-                async with asyncio.timeout(self._patience_s):
-                    part = await anext(stream, None)
-            except TimeoutError:
-                raise BodyTimeout(self._patience_s) from None
-            except HTTPException as error:  # the application's own guard
-                if error.status_code == 413:
-                    raise BodyTooLarge(self._most) from None
-                raise
-            if part is None:
-                self.is_read = True
-                return
-            size += len(part)
-            if self._announced is not None:
-                self.is_read = size >= self._announced  # also when who reads stops here
-            if size > self._most:
-                raise BodyTooLarge(self._most)
-            if part:
-                yield part

@@ -4,6 +4,7 @@ import codecs
 import re
 import time
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,8 +23,8 @@ from stockade.web import translate
 from stockade.web.edge import Caller, Edge
 from stockade.web.examples import example_of
 from stockade.web.failures import FieldInvalid, from_error
-from stockade.web.sending import KEEP_ALIVE, Events, event, ticking
 from stockade.web.wire import JobBody
+from stockade.wire.events import EventStream, frame, ticking
 
 __all__ = ["add_jobs", "add_languages", "to_filter", "to_number"]
 
@@ -146,19 +147,19 @@ class _JobRoutes:
                         return
                 match one:
                     case None:
-                        yield KEEP_ALIVE
+                        pass  # the stream itself says that it is there
                     case OutputPiece():
                         stream = "stderr" if one.is_stderr else "stdout"
                         # A character may lie across two pieces.
                         if text := decoders[one.is_stderr].decode(one.data):
-                            yield event("output", {"stream": stream, "text": text})
+                            yield frame("output", {"stream": stream, "text": text})
                     case _:
                         if one.job.state is JobState.RUNNING:  # perhaps once more: what it printed before is void
                             decoders = _decoders()
-                        yield event("state", translate.job(one.job, names))
+                        yield frame("state", translate.job(one.job, names))
         except StockadeError as error:
             # The head has gone out: an event of its own tells, and the browser asks for the job once more.
-            yield event("failure", from_error(error).body())
+            yield frame("failure", from_error(error).body())
         finally:
             await happening.aclose()
 
@@ -210,7 +211,9 @@ def add_jobs(router: APIRouter, jobs: Jobs, languages: Languages, edge: Edge) ->
     async def follow(request: Request) -> Response:
         async def work(caller: Caller) -> object:
             await jobs.get(caller.actor, _id(request))  # refused before the head goes out
-            return Events(request, routes.followed(caller, _id(request)), edge.hold(caller))
+            async with AsyncExitStack() as held:
+                held.enter_context(edge.hold(caller))
+                return EventStream(request, routes.followed(caller, _id(request)), held.pop_all())
 
         return await edge.call(request, work)
 

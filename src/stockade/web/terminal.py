@@ -17,7 +17,6 @@ from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stockade.backends.sandboxing import Output, Streams, in_order
-from stockade.engine.sandboxes import Execution
 from stockade.errors import Fault, Invalid, StockadeError
 from stockade.model import Actor, ExecSpec, TerminalSize
 from stockade.web.edge import Caller, Edge
@@ -34,7 +33,6 @@ log = structlog.get_logger()
 CHUNK_BYTES = 64 * 1024
 CHECK_S = 10.0
 """How often is looked whether the log-in still is one."""
-KILL_S = 10.0
 _END = 1000
 _LOST = 1011
 _LOGGED_OUT = 4401
@@ -176,20 +174,10 @@ def add_terminal(router: APIRouter, sandboxes: AccountSandboxes, edge: Edge) -> 
         try:
             await serve(socket, caller, execution.streams)
         finally:
-            await _dismiss(execution)
+            await execution.kill()  # nobody can come back to it
 
     async def serve(socket: WebSocket, caller: Caller, streams: Streams) -> None:
         await socket.accept()
         await Terminal(socket=socket, streams=streams, is_still_in=lambda: edge.is_still_in(caller)).serve()
 
     router.add_websocket_route("/api/sandboxes/{sandbox_id}/terminal", terminal)
-
-
-async def _dismiss(execution: Execution) -> None:
-    """Kill the shell where it still runs: nobody can come back to it."""
-    execution.streams.close()
-    try:
-        async with asyncio.timeout(KILL_S):
-            await execution.kill()
-    except (StockadeError, TimeoutError) as error:
-        log.warning("portal.shell_not_killed", error=type(error).__name__)

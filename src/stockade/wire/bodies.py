@@ -7,6 +7,7 @@ lone surrogates through; each of these ends in a 500 or in two programs that dis
 import asyncio
 import json
 import re
+from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
 from starlette.exceptions import HTTPException
@@ -19,6 +20,8 @@ __all__ = [
     "BodyTimeout",
     "BodyTooLarge",
     "NotJson",
+    "Upload",
+    "discard_body",
     "has_json_type",
     "parse_object",
     "read_body",
@@ -100,6 +103,57 @@ async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> by
             raise BodyTooLarge(max_bytes) from None
         raise
     return b"".join(parts)
+
+
+class Upload:
+    """A request's body as it comes, of any size or *most*. A client that sends nothing for too long is given up."""
+
+    def __init__(self, request: Request, patience_s: float, *, most: int | None = None) -> None:
+        self._request = request
+        self._patience_s = patience_s
+        self._most = most
+        announced = request.headers.get("content-length", "")
+        self._announced = int(announced[:19]) if announced.isdecimal() else None
+        self.is_read = self._announced == 0
+        """To its end; nothing more may be asked of the connection then."""
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """The body, once.
+
+        Raises:
+            BodyTimeout: nothing came for too long.
+            BodyTooLarge: it is, or announces that it will be; or the server takes none as large as this.
+            ClientDisconnect: the client went away in the middle (starlette's).
+        """
+        if self._most is not None and (self._announced or 0) > self._most:
+            raise BodyTooLarge(self._most)
+        stream = self._request.stream()
+        size = 0
+        while True:
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    part = await anext(stream, None)
+            except TimeoutError:
+                raise BodyTimeout(self._patience_s) from None
+            except HTTPException as error:  # the application's own guard
+                if error.status_code == 413:
+                    raise BodyTooLarge(self._announced or 0 if self._most is None else self._most) from None
+                raise
+            if part is None:
+                self.is_read = True
+                return
+            size += len(part)
+            if self._announced is not None:
+                self.is_read = size >= self._announced  # also when who reads stops here
+            if self._most is not None and size > self._most:
+                raise BodyTooLarge(self._most)
+            if part:
+                yield part
+
+    async def discard(self) -> None:
+        """Throw away what is left of it, before the request is refused; see `discard_body`."""
+        if not self.is_read:
+            await discard_body(self._request.receive)
 
 
 async def discard_body(receive: Receive) -> None:

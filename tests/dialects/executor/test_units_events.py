@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from stockade.backends.sandboxing import Mark, Output, OutputSlice, in_order
 from stockade.dialects.executor import lines as module
 from stockade.dialects.executor.encoding import decode
-from stockade.dialects.executor.events import event, log_events, output_events, timestamp
+from stockade.dialects.executor.events import log_events, output_events, timestamp
 from stockade.dialects.executor.lines import LineEvents
 from stockade.dialects.executor.output import IN_MEMORY, NoRoom, Room, Spool
+from stockade.wire.events import frame
 
 MIB = 1 << 20
 
@@ -100,7 +101,7 @@ async def test_what_is_missing_ends_the_line_that_had_begun() -> None:
 
 
 def test_events_are_framed_as_the_protocol_says() -> None:
-    assert event("complete", {"code": 0, "error": False}) == b'event: complete\ndata: {"code":0,"error":false}\n\n'
+    assert frame("complete", {"code": 0, "error": False}) == b'event: complete\ndata: {"code":0,"error":false}\n\n'
     assert heard(log_events('a\u2028\n"\x85\\'.encode(), is_stderr=True, at_ns=1_772_357_400_123_456_789)) == [
         ("log", {"timestamp": "2026-03-01T09:30:00.123456789Z", "stream": "stderr", "data": text})
         for text in ("a\u2028", '"\x85\\')

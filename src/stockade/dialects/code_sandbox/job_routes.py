@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stockade.dialects.code_sandbox.edge import Edge, Operation
-from stockade.dialects.code_sandbox.events import EventStream, framed, last_seen
+from stockade.dialects.code_sandbox.events import framed, last_seen
 from stockade.dialects.code_sandbox.failures import Refused, from_error
 from stockade.dialects.code_sandbox.job_operations import ABOUT
 from stockade.dialects.code_sandbox.replies import empty_reply, json_reply
@@ -25,6 +25,7 @@ from stockade.errors import Invalid, Unavailable, UnknownLanguage, Unsupported
 from stockade.model import Actor
 from stockade.model.jobs import Job, JobFilter, JobState
 from stockade.wire.bodies import parse_object
+from stockade.wire.events import EventStream
 
 __all__ = ["add_jobs", "is_stream"]
 
@@ -123,11 +124,11 @@ class _Handlers:
         async with self.edge.deadline():
             actor = await self.edge.access.actor(request)
             job = await self.sandbox.jobs.get(actor, _id(request))  # else a 404 would have to be an event
-        with ExitStack() as held:
+        async with AsyncExitStack() as held:
             held.enter_context(self.sandbox.streams.hold(actor))
             events = self._while_let_in(request, self.sandbox.jobs.events(actor, job.id))
             frames = framed(events, seen=last_seen(request), shown=self._shown)
-            return EventStream(request, frames, held=held.pop_all())
+            return EventStream(request, frames, held.pop_all())
 
     async def _while_let_in(self, request: Request, events: AsyncIterator[JobEvent]) -> AsyncIterator[JobEvent]:
         """*events*, of which none is told to who is let in no more: a job may wait for months.

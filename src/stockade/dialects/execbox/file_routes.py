@@ -1,19 +1,15 @@
 """Routes of a session's files: streamed both ways, never whole in memory."""
 
-import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 
 from fastapi import APIRouter, Request, Response
-from starlette.exceptions import HTTPException
 
 from stockade.backends.sandboxing import FileAccess
 from stockade.dialects.execbox.documented import BEARER, failing, query
 from stockade.dialects.execbox.edge import Edge
 from stockade.dialects.execbox.failures import FileTooLarge, NoRange
 from stockade.dialects.execbox.queries import Query
-from stockade.dialects.execbox.sending import Sending
 from stockade.dialects.execbox.service import Sessions
 from stockade.dialects.execbox.session_routes import query_of
 from stockade.dialects.execbox.translate import (
@@ -22,7 +18,8 @@ from stockade.dialects.execbox.translate import (
 from stockade.dialects.execbox.wire import DirectoryAnswer, UploadAnswer
 from stockade.errors import Invalid, LimitExceeded, StockadeError
 from stockade.model import Actor, FileKind
-from stockade.wire.bodies import BodyTimeout, BodyTooLarge, discard_body
+from stockade.wire.bodies import Upload
+from stockade.wire.sending import Sending, no_more_than
 
 __all__ = ["add_files"]
 
@@ -77,18 +74,17 @@ def _add_upload(router: APIRouter, sessions: Sessions, edge: Edge) -> None:
         """The body is the file. It has its name only once it is complete; what was there is replaced."""
 
         async def work(actor: Actor) -> object:
-            body = _Body(request, edge.body_timeout_s)
+            body = Upload(request, edge.body_timeout_s)
             try:
                 return await _upload(sessions, actor, session_id, query_of(request), body)
             except StockadeError:
-                if not body.is_read:
-                    await discard_body(request.receive)  # else a reset overtakes the answer
+                await body.discard()  # else a reset overtakes the answer
                 raise
 
         return await edge.call(request, work, status=201)
 
 
-async def _upload(sessions: Sessions, actor: Actor, session_id: str, asked: Query, body: "_Body") -> dict[str, object]:
+async def _upload(sessions: Sessions, actor: Actor, session_id: str, asked: Query, body: Upload) -> dict[str, object]:
     path = asked.text("path")
     mode = asked.number("mode", least=0, most=0o777, default=FILE_MODE)
     archive = asked.choice("archive", "", "tar")
@@ -108,47 +104,6 @@ async def _upload(sessions: Sessions, actor: Actor, session_id: str, asked: Quer
             }
         except LimitExceeded as error:
             raise FileTooLarge(str(error)) from None
-
-
-class _Body:
-    """A request's body as it comes. A client that sends nothing for too long is given up."""
-
-    def __init__(self, request: Request, patience_s: float) -> None:
-        self._request = request
-        self._patience_s = patience_s
-        announced = request.headers.get("content-length", "")
-        self._left = int(announced[:19]) if announced.isdecimal() else None
-        """Bytes that are still to come, where that is known."""
-        self.is_read = self._left == 0
-        """To its end; nothing more may be asked of the connection then."""
-
-    async def parts(self) -> AsyncIterator[bytes]:
-        """The body, once.
-
-        Raises:
-            BodyTimeout: nothing came for too long.
-            BodyTooLarge: the server takes no body as large as this.
-            ClientDisconnect: the client went away in the middle (starlette's).
-        """
-        stream = self._request.stream()
-        while True:
-            try:
-                async with asyncio.timeout(self._patience_s):
-                    part = await anext(stream, None)
-            except TimeoutError:
-                raise BodyTimeout(self._patience_s) from None
-            except HTTPException as error:  # the application's own guard
-                if error.status_code == 413:
-                    raise BodyTooLarge(int(self._request.headers.get("content-length", "0"))) from None
-                raise
-            if part is None:
-                self.is_read = True
-                return
-            if self._left is not None:
-                self._left -= len(part)
-                self.is_read = self._left <= 0  # also when who reads stops here
-            if part:
-                yield part
 
 
 def _add_download(router: APIRouter, sessions: Sessions, edge: Edge) -> None:
@@ -184,7 +139,7 @@ def _add_download(router: APIRouter, sessions: Sessions, edge: Edge) -> None:
                     return {"path": path, "entries": [entry(one) for one in await files.list(absolute)]}
                 if archive:
                     content = await files.read_tar(absolute)
-                    return Sending(_sent(content, None), stack.pop_all(), media_type=_TAR)
+                    return Sending(no_more_than(None, content), stack.pop_all(), media_type=_TAR)
                 return await _download(files, absolute, request.headers.get("range", ""), stack)
 
         return await edge.call(request, work)
@@ -205,23 +160,12 @@ async def _download(files: FileAccess, path: str, wanted: str, stack: AsyncExitS
     if span is not None:
         headers["Content-Range"] = f"bytes {start}-{start + size - 1}/{info.size}"
     return Sending(
-        _sent(content, size),
+        no_more_than(size, content),
         stack.pop_all(),
         status=206 if span is not None else 200,
         headers=headers,
         media_type=_BYTES,
     )
-
-
-async def _sent(content: AsyncIterator[bytes], size: int | None) -> AsyncGenerator[bytes, None]:
-    """*content*, of which no more than *size* was announced: the file may grow meanwhile."""
-    left = size
-    async for part in content:
-        yield part if left is None else part[:left]
-        if left is not None:
-            left -= len(part)
-            if left <= 0:
-                return
 
 
 def _span(wanted: str, size: int) -> tuple[int, int] | None:

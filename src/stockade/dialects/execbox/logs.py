@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from stockade.backends.sandboxing import Output, OutputSlice, Streams
 from stockade.dialects.execbox.queries import Query
-from stockade.dialects.execbox.sending import Sending
 from stockade.errors import StockadeError
+from stockade.wire.sending import Sending
 
 __all__ = ["Logs", "to_logs"]
 

@@ -1,17 +1,15 @@
 """What the dialect does with sessions: the engine's use cases, asked for and answered in the protocol's terms."""
 
-import asyncio
 import posixpath
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import structlog
 from starlette.websockets import WebSocket
 
 from stockade.backends.sandboxing import FileAccess, Streams
-from stockade.dialects.execbox.engine_needs import Execution, Sandboxes
+from stockade.dialects.execbox.engine_needs import Sandboxes
 from stockade.dialects.execbox.executor import ExecutorApi, executor, with_executor
 from stockade.dialects.execbox.queries import Query, to_exec, to_path
 from stockade.dialects.execbox.settings import ExecboxSettings
@@ -31,16 +29,14 @@ from stockade.dialects.execbox.translate import (
 )
 from stockade.dialects.execbox.wire import CreateBody, ExtendBody
 from stockade.engine import LimitPolicy
-from stockade.errors import Conflict, Invalid, NotFound, StockadeError
+from stockade.errors import Conflict, Invalid, NotFound
 from stockade.model import Actor, Sandbox
 
 __all__ = ["Sessions"]
 
-log = structlog.get_logger()
 T = TypeVar("T")
 
 PAGE = 500
-KILL_S = 10.0
 _MOST_OFFSET = 2**62
 
 
@@ -175,7 +171,7 @@ class Sessions:
             )
             await relay.serve()
         finally:
-            await _dismiss(execution)
+            await execution.kill()  # nobody can ask for it again
 
     @asynccontextmanager
     async def files(self, actor: Actor, session_id: str, query: Query) -> AsyncIterator[tuple[FileAccess, str]]:
@@ -211,13 +207,3 @@ def _checked(session_id: str) -> str:
 
 def _no_session(session_id: str) -> NotFound:
     return NotFound(f"session {session_id[:100]} not found")
-
-
-async def _dismiss(execution: Execution) -> None:
-    """Kill the process where it still runs, and drop its output: nobody can ask for it again."""
-    execution.streams.close()
-    try:
-        async with asyncio.timeout(KILL_S):
-            await execution.kill()
-    except (StockadeError, TimeoutError) as error:
-        log.warning("execbox.exec_not_killed", error=type(error).__name__)

@@ -27,7 +27,7 @@ from stockade.dialects.executor.documented import (
 )
 from stockade.dialects.executor.encoding import decode
 from stockade.dialects.executor.engine_needs import Execution, Sandboxes
-from stockade.dialects.executor.events import event, output_events
+from stockade.dialects.executor.events import output_events
 from stockade.dialects.executor.lines import LineEvents
 from stockade.dialects.executor.metrics import Metrics
 from stockade.dialects.executor.operation import BadRequest, Caller, Fields, Operation
@@ -37,6 +37,7 @@ from stockade.dialects.executor.sending import EVENTS, Emit, Streaming
 from stockade.errors import BackendLost, Invalid, NoAnswer, StockadeError
 from stockade.model import ExecSpec, Outcome
 from stockade.wire.clients import while_connected
+from stockade.wire.events import frame
 
 __all__ = ["Commands", "code_of", "to_spec"]
 
@@ -340,7 +341,7 @@ def _told(request: Request, last: bytes) -> Response:
 
 
 def _complete(code: int) -> bytes:
-    return event("complete", {"code": code, "error": code != 0})
+    return frame("complete", {"code": code, "error": code != 0})
 
 
 def _go_on() -> None:

@@ -4,23 +4,16 @@ Thousands of events are made by one call into C: all that lies between two of th
 or in that of the comma where their lines are written as a JSON array.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 from stockade.dialects.executor.encoding import decode, json_array_of, json_lines
 
-__all__ = ["END", "event", "log_events", "output_events", "output_head"]
+__all__ = ["END", "log_events", "output_events", "output_head"]
 
 END = "}\n\n"
 """Closes the data of an event of `output_head`'s, after its line as JSON."""
 _NS = 1_000_000_000
-
-
-def event(name: str, data: Mapping[str, Any]) -> bytes:
-    """One event."""
-    return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode("ascii")
 
 
 def output_head(*, is_stderr: bool) -> str:

@@ -21,13 +21,14 @@ from stockade.dialects.executor.documented import (
     body,
 )
 from stockade.dialects.executor.engine_needs import Processes
-from stockade.dialects.executor.events import event, log_events
+from stockade.dialects.executor.events import log_events
 from stockade.dialects.executor.operation import BadRequest, Caller, Fields, Operation
 from stockade.dialects.executor.replies import json_reply
 from stockade.dialects.executor.sending import EVENTS, Emit, Streaming
 from stockade.engine.processes import CannotStart, HasEnded
 from stockade.errors import BackendLost, Invalid, NoAnswer, NotFound, StockadeError, Unavailable
 from stockade.model import Outcome
+from stockade.wire.events import frame
 
 __all__ = ["ProcessOperations", "item", "to_signal"]
 
@@ -39,7 +40,7 @@ _ITEM = {
         **dict.fromkeys(("pid", "exit_code"), INTEGER),
     },
 }
-_STOPPED = event("error", {"error": "the server is stopping; ask again"})
+_STOPPED = frame("error", {"error": "the server is stopping; ask again"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,11 +156,11 @@ class ProcessOperations:
                         lines = b"\n".join(batch.lines)
                         await emit(log_events(lines, is_stderr=batch.is_stderr, at_ns=batch.at_ns))
                 except (NotFound, Invalid):  # of the latter, no process can have such an id
-                    last = event("error", {"error": f"process not found: {id}"})
+                    last = frame("error", {"error": f"process not found: {id}"})
                 except StockadeError as error:
-                    last = event("error", {"error": str(error)})
+                    last = frame("error", {"error": str(error)})
                 else:
-                    last = event("complete", {"message": "stream ended"})
+                    last = frame("complete", {"message": "stream ended"})
             await emit(last)
 
         return Streaming(request, produce, headers=EVENTS, close=lambda: None, stopped=lambda: _STOPPED)

@@ -1,12 +1,12 @@
-"""A streamed answer that lets go of what it reads from, however it ends."""
+"""Answers of bytes sent in pieces, no faster than the client takes them, that let go of what they hold in the end."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-__all__ = ["Sending"]
+__all__ = ["Sending", "no_more_than"]
 
 
 class Sending(StreamingResponse):
@@ -33,3 +33,14 @@ class Sending(StreamingResponse):
                 await self._content.aclose()
             finally:
                 await self._held.aclose()
+
+
+async def no_more_than(size: int | None, content: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """*content*, of which no more than *size* was announced, if any was: a file may grow while it is sent."""
+    left = size
+    async for part in content:
+        yield part if left is None else part[:left]
+        if left is not None:
+            left -= len(part)
+            if left <= 0:
+                return
