@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockade.accounts import Accounts, SignUpClosed, UserLocked, WrongCredentials, WrongInput, inputs
+from stockade.accounts import Accounts, Barred, SignUpClosed, UserLocked, WrongCredentials, WrongInput, inputs
 from stockade.accounts.passwords import Passwords
 from stockade.errors import Conflict, Invalid, LimitExceeded, NotFound
 from stockade.model.users import Role
@@ -268,6 +268,24 @@ async def test_who_is_locked_comes_in_by_nothing(accounts: Accounts) -> None:
     await accounts.users.lock(user.id, False, by="operator")
     assert await accounts.verify(key.secret) is not None
     await accounts.users.log_in(ADA, PASSWORD, address=HERE)
+
+
+@both
+async def test_accounts_of_the_locked_and_of_the_removed_are_barred(accounts: Accounts, database: Database) -> None:
+    barred = Barred(database=database)
+    locked, gone, other = [
+        await register(accounts.users, email=f"{name}@example.com") for name in ("locked", "gone", "other")
+    ]
+    machine = (await accounts.operation.create_key("ci", tier="free")).key
+    everybody = {locked.account_id, gone.account_id, other.account_id, machine.account_id, "", "nobody"}
+    assert await barred.among(everybody) == set()
+    assert await barred.among([""]) == set()
+    await accounts.users.lock(locked.id, True, by="operator")
+    await accounts.users.remove(gone.id, by="operator")
+    assert await barred.among(everybody) == {locked.account_id, gone.account_id}
+    assert await barred.among([other.account_id]) == set()
+    await accounts.users.lock(locked.id, False, by="operator")
+    assert await barred.among(everybody) == {gone.account_id}
 
 
 @both

@@ -13,8 +13,12 @@ from stockade.accounts import Accounts, UsedUp, WrongCredentials
 from stockade.cli.users import users
 from stockade.config_accounts import AccountsConfig
 from stockade.errors import StockadeError
+from stockade.model.jobs import Job, JobState
 from stockade.model.users import User
-from stockade.store import Database
+from stockade.store import Database, SandboxTable
+from tests.store.databases import a_sandbox
+from tests.worker.processes import open_queue
+from tests.worker.working import a_job
 
 ADA = "ada@example.com"
 LONG = "correct horse battery"
@@ -108,6 +112,41 @@ def test_who_is_locked_can_be_let_in_again_and_who_is_removed_cannot(run: Run, t
     run("delete", ADA, "--yes")
     with pytest.raises(WrongCredentials):
         log_in(data, LONG)
+
+
+@pytest.mark.parametrize("command", [["lock"], ["delete", "--yes"]])
+def test_who_is_locked_or_removed_has_no_jobs_any_more(run: Run, tmp_path: Path, command: list[str]) -> None:
+    run("create", ADA)
+    run("create", "bob@example.com")
+    bob, ada = [one["account"] for one in json.loads(run("list", "--json"))]
+    running, waiting, other = a_job(key_id=ada), a_job(key_id=ada), a_job(key_id=bob)
+
+    async def fill() -> None:
+        async with open_queue(tmp_path / "data") as store:
+            await store.add([running])
+            assert await store.claim("w", most=1, lease_s=60)
+            await store.add([waiting, other])
+        async with await Database.open(tmp_path / "data" / "state" / "stockade.db") as database:
+            table = SandboxTable(database=database, server_id="s")
+            await table.insert_within_quota(a_sandbox("box", key_id=ada))
+
+    async def look() -> list[Job | None]:
+        async with open_queue(tmp_path / "data") as store:
+            return [await store.get(job.id) for job in (running, waiting, other)]
+
+    asyncio.run(fill())
+    found = CliRunner().invoke(users, [*command, ADA], catch_exceptions=False)
+    assert found.exit_code == 0
+    assert found.stdout == ""
+    assert "cancelled jobs: 2;" in found.stderr
+    assert "sandboxes that live: 1;" in found.stderr
+    ends, cancelled, untouched = asyncio.run(look())
+    assert ends is not None
+    assert (ends.state, ends.cancel_requested) == (JobState.RUNNING, True)
+    assert cancelled is not None
+    assert cancelled.state is JobState.CANCELLED
+    assert untouched is not None
+    assert (untouched.state, untouched.cancel_requested) == (JobState.QUEUED, False)
 
 
 @pytest.mark.parametrize(

@@ -445,15 +445,22 @@ class Table:
 
     async def list(
         self,
-        key_id: str,
+        key_id: str | None = None,
         *,
+        account_id: str | None = None,
         states: Collection[SandboxState] | None = None,
         ended_by: Collection[EndedBy] | None = None,
         limit: int | None = None,
         cursor: str | None = None,
     ) -> Page:
         await self._enter("list")
-        rows = [row for row in self.rows.values() if row.key_id == key_id and (states is None or row.state in states)]
+        rows = [
+            row
+            for row in self.rows.values()
+            if key_id in (None, row.key_id)
+            and account_id in (None, row.account_id)
+            and (states is None or row.state in states)
+        ]
         return Page(items=sorted(rows, key=lambda row: row.created_at, reverse=True)[:limit], cursor=None)
 
     async def list_unended(self) -> tuple[Sandbox, ...]:

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,43 @@ async def test_a_foreign_sandbox_is_as_one_that_does_not_exist(server: Server, s
     assert (await sandboxes.get(ONE, "box-1")).state is SandboxState.RUNNING
     assert (await sandboxes.list(OTHER)).items == []
     assert [row.id for row in (await sandboxes.list(ONE)).items] == ["box-1"]
+
+
+async def test_an_account_knows_the_sandboxes_of_all_its_keys_and_no_others(
+    server: Server, sandboxes: Sandboxes
+) -> None:
+    await sandboxes.create(ONE, request())
+    await sandboxes.create(replace(ONE, id="one-more"), request("box-2"))
+    await sandboxes.create(OTHER, request("box-3"))
+    account = ONE.account_id
+    assert (await sandboxes.of_account(account, "box-2")).key_id == "one-more"
+    assert {row.id for row in (await sandboxes.list_of_account(account)).items} == {"box-1", "box-2"}
+    for sandbox_id in ("box-3", "box-4"):
+        with pytest.raises(NotFound, match=f"sandbox {sandbox_id} not found"):
+            await sandboxes.of_account(account, sandbox_id)
+    with pytest.raises(NotFound):
+        await sandboxes.of_account("", "box-1")
+    await sandboxes.kill_of_account(account)
+    assert set(server.backend.boxes) == {"box-3"}
+    assert (await sandboxes.list_of_account(account, states={SandboxState.RUNNING})).items == []
+    await sandboxes.kill_of_account(account)
+
+
+async def test_what_runs_for_a_barred_account_is_killed(server: Server, sandboxes: Sandboxes) -> None:
+    asked: list[set[str]] = []
+
+    async def barred(account_ids: Collection[str]) -> Collection[str]:
+        asked.append(set(account_ids))
+        return {ONE.account_id}
+
+    await sandboxes.kill_barred(barred)
+    assert asked == []  # nothing runs: nobody need be asked
+    await sandboxes.create(ONE, request())
+    await sandboxes.create(OTHER, request("box-2"))
+    await sandboxes.kill_barred(barred)
+    assert asked == [{ONE.account_id, OTHER.account_id}]
+    assert set(server.backend.boxes) == {"box-2"}
+    assert (await sandboxes.get(ONE, "box-1")).ended_by is EndedBy.KILL
 
 
 async def test_a_life_can_be_extended_up_to_the_maximum(server: Server, sandboxes: Sandboxes) -> None:

@@ -19,8 +19,9 @@ from stockade.config_users import MailConfig, UsersConfig
 from stockade.engine.jobs import JobRequest
 from stockade.engine.webhooks import secret_of
 from stockade.errors import Conflict, LimitExceeded
-from stockade.model import Actor, RunSpec
+from stockade.model import Actor, EndedBy, RunSpec, SandboxState
 from stockade.model.accounts import UsageRecord
+from stockade.model.jobs import JobState
 from stockade.store import Database, UsageTable
 from stockade.store.usage import JobUsage
 from tests.web.conftest import PASSWORD, Browser, Portal, served
@@ -223,6 +224,35 @@ async def test_who_leaves_takes_every_job_along_however_many(served: Portal) -> 
                 assert (await browser.http.get(path, headers=headers)).status_code == 401
         for job in (made[0], made[-1]):
             assert await served.engine.jobs.store.get(job.id) is None
+
+
+async def test_whom_another_process_locks_has_nothing_that_runs(served: Portal) -> None:
+    """The command line locks in the database alone; what was let in before that moment is ended, too."""
+    jobs, sandboxes = served.engine.jobs, served.engine.sandboxes
+    assert jobs is not None
+    assert sandboxes is not None
+    async with served.user() as eve, served.user() as ada:
+        made = []
+        for browser in (eve, ada):
+            response = await browser.post("/api/sandboxes", {"command": ["sleep", "600"]})
+            assert response.status_code == 201, response.text
+            session = (await browser.get("/api/session")).json()
+            made.append((session["user"]["id"], session["account"]["id"], response.json()["id"]))
+        user_id, account_id, sandbox_id = made[0]
+        await served.accounts.users.lock(user_id, True, by="operator")
+        request = JobRequest(spec=RunSpec(language="python", code="print('ran')"), dialect="test")
+        actor = Actor(id=account_id, account_id=account_id)  # as somebody who was let in just before
+        late = await jobs.wait(actor, (await jobs.submit(actor, request)).id, timeout_s=30)
+        assert late.state is JobState.CANCELLED
+        assert late.result is not None
+        assert late.result.stdout == b""
+        async with asyncio.timeout(30):
+            while (row := await sandboxes.of_account(account_id, sandbox_id)).ended_by is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert row.ended_by is EndedBy.KILL
+        _, account_id, sandbox_id = made[1]
+        assert (await sandboxes.of_account(account_id, sandbox_id)).state is SandboxState.RUNNING
+        await sandboxes.kill_of_account(account_id)
 
 
 # Names and addresses

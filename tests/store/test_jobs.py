@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from stockade.engine.jobs import CANCELLED_AT_ONCE, cancel_each
 from stockade.errors import Invalid
 from stockade.model.jobs import (
     Job,
@@ -598,6 +599,21 @@ async def test_lists_hold_what_was_asked_for(store: JobStore) -> None:
     assert await listed(JobFilter(is_dead=True)) == set()
     assert await listed(JobFilter(account_id="\0")) == set()
     assert await listed(JobFilter(batch_id="\ud800")) == set()
+
+
+async def test_all_of_an_account_is_cancelled_however_much_it_is(store: JobStore) -> None:
+    running, other = a_job(account_id="eve"), a_job(account_id="ann")
+    await store.add([running])
+    await take(store)
+    waiting = [a_job(account_id="eve") for _ in range(4 * CANCELLED_AT_ONCE + 5)]
+    await store.add([*waiting, other])
+    found = [job async for job in cancel_each(store, "eve", keep_s=None)]
+    assert {job.id for job in found if job.state is JobState.CANCELLED} == {job.id for job in waiting}
+    assert [(job.id, job.cancel_requested) for job in found if not job.has_ended] == [(running.id, True)]
+    assert [job async for job in cancel_each(store, "eve", keep_s=None)] == []
+    untouched = await store.get(other.id)
+    assert untouched is not None
+    assert (untouched.state, untouched.cancel_requested) == (JobState.QUEUED, False)
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "\ud800", "WzEsMl0", "W10", "bnVsbA", "é"])

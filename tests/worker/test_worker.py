@@ -1,7 +1,7 @@
 """The worker: each job ends once, whatever becomes of its run, of its worker and of the store."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -75,6 +75,33 @@ async def test_a_job_that_is_cancelled_while_it_runs_keeps_what_it_had_printed(
     assert done.result.stdout == b"so far\n"
     assert done.result.failure is JobFailure.CANCELLED
     assert b"".join(piece.data for piece in store.pieces[job.id]) == b"so far\n"
+
+
+async def test_a_job_of_a_barred_account_is_cancelled_and_not_run(languages: Languages, store: FakeStore) -> None:
+    runs = FakeRuns(languages, at_once)
+    bad, good, nobodys = a_job(key_id="eve"), a_job(), a_job(account_id="")
+    await store.add([bad, good, nobodys])
+
+    async def barred(account_ids: Collection[str]) -> Collection[str]:
+        assert "" not in account_ids
+        return {"eve"}
+
+    async with working(store, runs, barred=barred):
+        assert (await ended(store, bad)).state is JobState.CANCELLED
+        for job in (good, nobodys):
+            assert (await ended(store, job)).state is JobState.SUCCEEDED
+    assert "eve" not in {actor.id for actor in runs.actors}
+
+
+async def test_jobs_run_where_nobody_can_say_which_accounts_are_barred(languages: Languages, store: FakeStore) -> None:
+    job = a_job()
+    await store.add([job])
+
+    async def barred(_account_ids: Collection[str]) -> Collection[str]:
+        raise Unavailable("the database is away")
+
+    async with working(store, FakeRuns(languages, at_once), barred=barred):
+        assert (await ended(store, job)).state is JobState.SUCCEEDED
 
 
 async def test_a_compile_error_is_the_result(engine: Engine, store: FakeStore) -> None:

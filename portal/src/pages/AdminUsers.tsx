@@ -90,7 +90,7 @@ export default function AdminUsers() {
           }}
           onClose={() => setAsked(null)}
         >
-          <p>Their keys stop working, their sandboxes are killed, their jobs and profile are deleted. To keep all that, lock the account.</p>
+          <p>Their keys stop working, their sandboxes are killed, their jobs and profile are deleted. To keep keys, jobs and profile, lock the account: that ends what runs, and no more.</p>
         </Confirm>
       )}
     </Page>

@@ -62,7 +62,7 @@ export function UserForm({ user, onClose, onChanged }: { user: AdminUser; onClos
           options={tiers.map((name) => ({ value: name, label: name }))}
           hint="How much the account may use."
         />
-        <CheckField label="Locked: no log-in, and its keys are refused" checked={isLocked} onChecked={setIsLocked} disabled={isOwn} />
+        <CheckField label="Locked: no log-in, its keys are refused, and what it runs is ended" checked={isLocked} onChecked={setIsLocked} disabled={isOwn} />
         {error !== null && <ErrorBox error={error} />}
         <div class="dialog-actions">
           <Button onClick={onClose}>Cancel</Button>

@@ -93,7 +93,7 @@ class PersonalData(Recovery):
         def remove(connection: Connection) -> None:
             user_rows.delete_user(connection, user_id)
             user_data.anonymise(connection, user.account_id)
-            self.note(connection, user, "user_removed", by=by)
+            self.note(connection, user, user_rows.REMOVED, by=by)
 
         user = await self.database.write(shut)
         self.changed()

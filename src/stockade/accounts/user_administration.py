@@ -80,6 +80,8 @@ class UserAdministration(UserBase):
     async def lock(self, user_id: str, is_locked: bool, *, by: str) -> User:
         """Let somebody, and every key of theirs, in no more; or again. Their sessions end, their tokens are worthless.
 
+        What runs of theirs is the caller's to end (jobs), or the servers' (see `Barred`).
+
         Raises:
             NotFound, Conflict: as `set_role`.
         """

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from stockade.accounts import Barred
 from stockade.accounts.usage import MIB, cost_microcents
 from stockade.app.job_metrics import JobMetrics
 from stockade.app.job_traces import JobTraces
@@ -166,6 +167,8 @@ async def running_jobs(
                 languages=languages,
                 drain_s=config.server.drain_s,
                 observer=observer,
+                # Where the accounts are not, nobody can be asked; whoever locks one cancels its jobs in the store.
+                barred=Barred(database=records.database).among if has_accounts else None,
             )
         jobs = Jobs(
             store=store,

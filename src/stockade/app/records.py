@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stockade.accounts import Accounts, read_key_file, set_aside
+from stockade.accounts import Accounts, Barred, read_key_file, set_aside
 from stockade.app.sandboxes import running_sandboxes
 from stockade.backends.sandboxing import Sandboxing
 from stockade.config import Config, is_loopback, parse_address
@@ -178,6 +178,7 @@ async def with_sandboxes(config: Config, engine: Engine, records: Records) -> As
             build_table=BuildTable(database=records.database, server_id=records.server_id),
             ports=ports,
             on_ended=records.accounts.usage.record_end,
+            barred=Barred(database=records.database).among,
             limits=engine.limits,
             live=config.live,
             images=config.images,

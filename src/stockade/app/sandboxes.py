@@ -1,10 +1,13 @@
 """Sandboxes that live, from the configuration and the parts they stand on."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import structlog
 
 from stockade.backends.sandboxing import Sandboxing
 from stockade.config_sandboxes import BuildsConfig, ImagesConfig, LiveConfig
@@ -15,13 +18,19 @@ from stockade.engine.limits import LimitPolicy
 from stockade.engine.lives import Lives
 from stockade.engine.ports import Ports
 from stockade.engine.reconcile import Reconciler
-from stockade.engine.sandbox_needs import OnEnded, SandboxOptions
+from stockade.engine.sandbox_needs import Barred, OnEnded, SandboxOptions
 from stockade.engine.sandboxes import Sandboxes
+from stockade.errors import StockadeError
 from stockade.model import Limits, NetworkMode
 from stockade.store.builds import BuildTable
 from stockade.store.sandboxes import SandboxTable
 
 __all__ = ["live_limits", "running_sandboxes"]
+
+log = structlog.get_logger()
+
+BARRED_S = 2.0
+"""Between two looks for accounts that have been locked or removed, in whichever process."""
 
 
 def live_limits(limits: LimitPolicy, live: LiveConfig) -> LimitPolicy:
@@ -47,6 +56,7 @@ async def running_sandboxes(
     builds: BuildsConfig,
     directory: Path,
     host_paths: tuple[str, ...] = (),
+    barred: Barred | None = None,
 ) -> AsyncIterator[Sandboxes]:
     """Sandboxes of all actors during the block, those of the server before included.
 
@@ -56,6 +66,7 @@ async def running_sandboxes(
         limits: those of runs; `live_limits` makes of them what counts here.
         directory: where built layers lie; this server may write there, and no other uses it.
         host_paths: directories that the `host` image shows besides.
+        barred: says for which accounts nobody may act any more: their sandboxes are killed.
 
     Raises:
         Invalid: an alias leads to no image.
@@ -97,7 +108,18 @@ async def running_sandboxes(
         reconciler=Reconciler(lives=lives, creations=creations, builds=layers),
     )
     async with sandboxes.running():
+        if barred is not None:
+            lives.tasks.background(_kill_barred(sandboxes, barred), name="look for barred accounts")
         yield sandboxes
+
+
+async def _kill_barred(sandboxes: Sandboxes, barred: Barred) -> None:
+    while True:
+        try:
+            await sandboxes.kill_barred(barred)
+        except (StockadeError, TimeoutError) as error:
+            log.warning("sandbox.barred_not_killed", reason=str(error) or repr(error))
+        await asyncio.sleep(BARRED_S)
 
 
 def _build_options(builds: BuildsConfig, maximum: Limits) -> BuildOptions:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stockade.model.jobs import Job, JobPage, QueueDepth, WorkerRecord
     from stockade.store.jobs import JobStore
 
-__all__ = ["jobs"]
+__all__ = ["jobs", "loaded_config"]
 
 T = TypeVar("T")
 
@@ -178,7 +178,7 @@ def show_webhook_secret(account: Account = None, data_dir: DataDir = None, confi
     from stockade.app.jobs import webhook_secret
     from stockade.engine.webhooks import secret_of
 
-    print(secret_of(webhook_secret(_loaded(data_dir, config)), account or ""))
+    print(secret_of(webhook_secret(loaded_config(data_dir, config)), account or ""))
 
 
 async def _found(store: "JobStore", id: str) -> "Job":
@@ -188,7 +188,8 @@ async def _found(store: "JobStore", id: str) -> "Job":
     return job
 
 
-def _loaded(data_dir: DataDir, config: ConfigFile) -> "Config":
+def loaded_config(data_dir: DataDir, config: ConfigFile) -> "Config":
+    """The configuration, as a server on that directory has it."""
     from stockade.app.engine import prepare_data_dir
     from stockade.app.http import translated
     from stockade.config import load
@@ -205,7 +206,7 @@ def _with_store(data_dir: DataDir, config: ConfigFile, work: "Callable[[JobStore
     from stockade.app.records import database_place
     from stockade.store import Database
 
-    loaded = _loaded(data_dir, config)
+    loaded = loaded_config(data_dir, config)
 
     async def run() -> T:
         async with (

@@ -1,6 +1,7 @@
 """`stockade users`: people who log in, in the database of a data directory, or of DATABASE_URL.
 
-A running server takes note of a change within a second.
+A running server takes note of a change within a second; what somebody has who is locked or removed, it ends within some
+seconds.
 """
 
 import json
@@ -16,6 +17,7 @@ from stockade.model.users import Role
 
 if TYPE_CHECKING:
     from stockade.accounts import Accounts
+    from stockade.config import Config
     from stockade.model.users import User, UserRecord
 
 __all__ = ["users"]
@@ -166,8 +168,16 @@ def set_tier(
 
 @users.command("lock")
 def lock_user(user: Who, data_dir: DataDir = None, config: ConfigFile = None) -> None:
-    """Let somebody, and every key of theirs, in no more. Their sessions end."""
-    _change(data_dir, config, user, lambda accounts, id: accounts.users.lock(id, True, by=BY))
+    """Let somebody, and every key of theirs, in no more. Sessions end, jobs are cancelled, sandboxes killed."""
+    from stockade.cli.jobs import loaded_config
+
+    loaded = loaded_config(data_dir, config)
+
+    async def lock(accounts: "Accounts") -> None:
+        locked = await accounts.users.lock((await _find(accounts, user)).id, True, by=BY)
+        await _stop(accounts, locked.account_id, loaded)
+
+    _with_accounts(data_dir, config, lock)
 
 
 @users.command("unlock")
@@ -183,12 +193,19 @@ def delete_user(
     data_dir: DataDir = None,
     config: ConfigFile = None,
 ) -> None:
-    """Remove somebody, with all that names them. Jobs of theirs end with their retention; sums of usage stay."""
+    """Remove somebody, with all that names them. Jobs are cancelled, and forgotten with their retention; sandboxes are
+    killed; sums of usage stay.
+    """
+    from stockade.cli.jobs import loaded_config
+
     if not yes:
         typer.confirm(f"Remove {user}? That cannot be undone", abort=True)
 
+    loaded = loaded_config(data_dir, config)
+
     async def remove(accounts: "Accounts") -> None:
-        await accounts.users.remove((await _find(accounts, user)).id, by=BY)
+        found = await _find(accounts, user)
+        await accounts.users.remove(found.id, by=BY, forget=lambda account_id: _stop(accounts, account_id, loaded))
 
     _with_accounts(data_dir, config, remove)
 
@@ -200,6 +217,28 @@ def _change(
         return await work(accounts, (await _find(accounts, user)).id)
 
     _with_accounts(data_dir, config, change)
+
+
+async def _stop(accounts: "Accounts", account_id: str, config: "Config") -> None:
+    """Cancel the jobs of an account, and tell what ends of it: sandboxes are their server's to kill, which looks."""
+    from stockade.app.jobs import open_job_store
+    from stockade.engine.jobs import cancel_each, kept_s
+    from stockade.model import SandboxState
+    from stockade.store import SandboxTable
+
+    database, jobs = accounts.operation.database, 0
+    async with open_job_store(config, database) as store:
+        async for _ in cancel_each(store, account_id, keep_s=kept_s(config.jobs)):
+            jobs += 1
+    if jobs:
+        print(f"stockade: cancelled jobs: {jobs}; what runs of them ends within a heartbeat", file=sys.stderr)
+    living = frozenset(SandboxState) - {SandboxState.ENDED}
+    if found := (await SandboxTable(database=database, server_id="").list(account_id=account_id, states=living)).items:
+        print(
+            f"stockade: sandboxes that live: {len(found)}; their server kills them within seconds, or at its next"
+            " start; their deadlines hold meanwhile",
+            file=sys.stderr,
+        )
 
 
 def _with_accounts(data_dir: DataDir, config: ConfigFile, work: "Callable[[Accounts], Awaitable[T]]") -> T:

@@ -4,6 +4,7 @@ What a job passes through: `submit` checks and stores it; a worker (`stockade.wo
 and stores its result; `get`, `wait` and `events` show it. This service runs nothing itself.
 """
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,11 +19,21 @@ from stockade.engine.runs import Runs
 from stockade.engine.webhooks import check_url, secret_of
 from stockade.errors import Conflict, Invalid, InvalidLimit, NotFound
 from stockade.model import Actor, LimitOverrides, Limits, RunSpec
-from stockade.model.jobs import Job, JobFailure, JobFilter, JobPage, OutputPiece, QueueDepth, Webhook, WorkerRecord
+from stockade.model.jobs import (
+    Job,
+    JobFailure,
+    JobFilter,
+    JobPage,
+    JobState,
+    OutputPiece,
+    QueueDepth,
+    Webhook,
+    WorkerRecord,
+)
 from stockade.spans import span, traceparent
 from stockade.store.jobs import JobStore
 
-__all__ = ["JobEvent", "JobRequest", "Jobs", "OutputPiece", "StateChanged", "again", "kept_s"]
+__all__ = ["JobEvent", "JobRequest", "Jobs", "OutputPiece", "StateChanged", "again", "cancel_each", "kept_s"]
 
 log = structlog.get_logger()
 
@@ -32,6 +43,8 @@ MOST_LABELS = 32
 MOST_LABEL_NAME = 63
 MOST_LABEL_TEXT = 255
 MOST_LISTED = 1000
+CANCELLED_AT_ONCE = 32
+"""Of an account: the store takes several together, but the client of Redis has a hundred connections for all."""
 MOST_ARGUMENT_BYTES = 32 * 1024
 """Of all arguments together: lists show them, and a list has up to `MOST_LISTED` jobs."""
 MOST_OUTPUT_BYTES = 4 * 1024 * 1024
@@ -228,19 +241,16 @@ class Jobs:
         job = await self.store.cancel(job_id, keep_s=kept_s(self.config))
         if job is None:
             raise NotFound(f"there is no job {job_id!r}")
-        if not job.has_ended:
-            log.debug("job.cancel_requested", job_id=job_id)
-        elif not before.has_ended:  # as its worker would have said, had it come to one
-            log.info(
-                "job.ended",
-                job_id=job_id,
-                state=job.state.value,
-                outcome=None,
-                failure=JobFailure.CANCELLED.value,
-                language=job.language,
-            )
+        if not before.has_ended:
+            _log_cancelled(job)
         self.nudge()
         return job
+
+    async def cancel_all(self, account_id: str) -> None:
+        """End all jobs of an account that have not ended, as `cancel` does."""
+        async for job in cancel_each(self.store, account_id, keep_s=kept_s(self.config)):
+            _log_cancelled(job)
+        self.nudge()
 
     async def retry(self, actor: Actor, job_id: str) -> Job:
         """Submit a job that has ended once more, as a new one of the same owner.
@@ -309,6 +319,36 @@ class Jobs:
         """Workers that live, as far as is known."""
         seen_within_s = max(self.config.lease_s, SILENT_BEATS * self.config.heartbeat_s)
         return await self.store.workers(seen_within_s=seen_within_s)
+
+
+async def cancel_each(store: JobStore, account_id: str, *, keep_s: float | None) -> AsyncIterator[Job]:
+    """Cancel all jobs of an account that have not ended, and tell each as it is then."""
+    which, cursor = JobFilter(account_id=account_id, states=frozenset({JobState.QUEUED, JobState.RUNNING})), None
+    while True:
+        page = await store.list(which, limit=CANCELLED_AT_ONCE, cursor=cursor)
+        wanted = [job.id for job in page.jobs if not job.cancel_requested]
+        found = await asyncio.gather(*(store.cancel(id, keep_s=keep_s) for id in wanted), return_exceptions=True)
+        for job in found:
+            if isinstance(job, BaseException):
+                raise job
+            if job is not None:
+                yield job
+        if (cursor := page.cursor) is None:
+            return
+
+
+def _log_cancelled(job: Job) -> None:
+    if not job.has_ended:
+        log.debug("job.cancel_requested", job_id=job.id)
+        return
+    log.info(  # as its worker would have said, had it come to one
+        "job.ended",
+        job_id=job.id,
+        state=job.state.value,
+        outcome=None,
+        failure=JobFailure.CANCELLED.value,
+        language=job.language,
+    )
 
 
 def again(job: Job, *, owner: tuple[str, str], now: datetime) -> Job:

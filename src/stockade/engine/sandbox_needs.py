@@ -8,7 +8,7 @@ from stockade.model import EndedBy, Network, Sandbox, SandboxState
 from stockade.model.accounts import ImageBuild
 from stockade.store.sandboxes import Page
 
-__all__ = ["BuildTable", "OnEnded", "Ports", "SandboxOptions", "SandboxTable"]
+__all__ = ["Barred", "BuildTable", "OnEnded", "Ports", "SandboxOptions", "SandboxTable"]
 
 
 class SandboxTable(Protocol):
@@ -39,14 +39,15 @@ class SandboxTable(Protocol):
 
     async def list(
         self,
-        key_id: str,
+        key_id: str | None = None,
         *,
+        account_id: str | None = None,
         states: Collection[SandboxState] | None = None,
         ended_by: Collection[EndedBy] | None = None,
         limit: int | None = None,
         cursor: str | None = None,
     ) -> Page:
-        """Those of a key, the newest first."""
+        """Those of a key, or of all keys of an account, the newest first."""
         ...
 
     async def list_unended(self) -> Sequence[Sandbox]:
@@ -88,6 +89,8 @@ class Ports(Protocol):
 
 OnEnded = Callable[[Sandbox], Awaitable[None]]
 """Told of every sandbox that has ended, at least once; counts it once."""
+Barred = Callable[[Collection[str]], Awaitable[Collection[str]]]
+"""Those of some accounts for which nobody may act any more. Raises Unavailable while that cannot be known."""
 
 
 @dataclass(frozen=True, kw_only=True)

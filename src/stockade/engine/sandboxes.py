@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterable
 from dataclasses import dataclass
 
 from stockade.backends.sandboxing import MAIN, FileAccess, LiveExec, Reading, Sandboxing, Streams
@@ -18,6 +18,7 @@ from stockade.engine.images import Images
 from stockade.engine.limits import LimitPolicy
 from stockade.engine.lives import EXECUTION, Lives, moment
 from stockade.engine.reconcile import Reconciler
+from stockade.engine.sandbox_needs import Barred
 from stockade.engine.sandbox_requests import checked_command, checked_environment, checked_path, checked_user
 from stockade.errors import Conflict, Invalid, InvalidLimit, NoAnswer, NotFound, StockadeError, Unavailable
 from stockade.model import (
@@ -33,7 +34,7 @@ from stockade.model import (
 )
 from stockade.store.sandboxes import Page
 
-__all__ = ["Execution", "Sandboxes", "UsageNow"]
+__all__ = ["Execution", "Page", "Sandboxes", "UsageNow"]
 
 _STOPPED_S = 5.0
 """Time that the end of a sandbox may take to be recorded, beyond the grace that it was given."""
@@ -41,6 +42,7 @@ _KILLED_S = 10.0
 """Time that the end of a killed sandbox may take to be recorded."""
 _ANSWER_S = 2.0
 """Time for a question whose answer is only nice to have."""
+_LIVING = frozenset(SandboxState) - {SandboxState.ENDED}
 _REPLAYED = frozenset({EndedBy.ITSELF, EndedBy.DEADLINE, EndedBy.LIMIT})
 """Ends after which the output of the main process can still be read: nobody asked for them."""
 
@@ -183,6 +185,56 @@ class Sandboxes:
             Invalid: *cursor* is none of ours.
         """
         return await self.lives.table.list(actor.id, states=states, ended_by=ended_by, limit=limit, cursor=cursor)
+
+    async def of_account(self, account_id: str, sandbox_id: str) -> Sandbox:
+        """The record of a sandbox, whichever key of the account made it; to do something, act as `key_id`.
+
+        Raises:
+            NotFound: there is none, or it is another account's; which of these is not told.
+            Unavailable: the database is away.
+        """
+        row = self.lives.find(sandbox_id) or await self.lives.table.get(sandbox_id)
+        if row is None or not account_id or row.account_id != account_id:
+            raise NotFound(f"sandbox {sandbox_id[:100]} not found")
+        return row
+
+    async def list_of_account(
+        self,
+        account_id: str,
+        *,
+        states: Collection[SandboxState] | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Page:
+        """As `list`, of all keys of an account."""
+        return await self.lives.table.list(account_id=account_id, states=states, limit=limit, cursor=cursor)
+
+    async def kill_of_account(self, account_id: str) -> None:
+        """Kill all that lives of an account.
+
+        Raises:
+            Unavailable: some of it runs on another server of the database, or its end could not be recorded in time;
+                what could be killed is. It can be repeated.
+        """
+        await self._kill_each((await self.list_of_account(account_id, states=_LIVING)).items)
+
+    async def kill_barred(self, barred: Barred) -> None:
+        """Kill what runs here for accounts that are *barred*.
+
+        Raises:
+            Unavailable: as `kill_of_account`, or nobody knows which accounts are.
+        """
+        found = [row for row in map(self.lives.find, self.lives.ids) if row is not None and row.state in _LIVING]
+        if not found:
+            return
+        accounts = await barred({row.account_id for row in found})
+        await self._kill_each(row for row in found if row.account_id in accounts)
+
+    async def _kill_each(self, rows: Iterable[Sandbox]) -> None:
+        kills = (self.kill(Actor(id=row.key_id, account_id=row.account_id), row.id) for row in rows)
+        for killed in await asyncio.gather(*kills, return_exceptions=True):
+            if isinstance(killed, BaseException) and not isinstance(killed, NotFound | Conflict):
+                raise killed
 
     async def stop(self, actor: Actor, sandbox_id: str, *, grace_s: float | None = None) -> Sandbox:
         """Ask the main process to end (SIGTERM), kill everything after *grace_s*, and return the record then.

@@ -1,19 +1,21 @@
 """Users, their sessions and tokens, and attempts to log in: what is done to them within a transaction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from stockade.model.accounts import Account
 from stockade.model.users import Role, User, UserRecord, UserSession
-from stockade.store.tables import accounts
+from stockade.store.tables import accounts, audit_log
 from stockade.store.user_tables import login_attempts, user_sessions, user_tokens, users
 
 __all__ = [
+    "REMOVED",
+    "barred_accounts",
     "change_user",
     "count_admins",
     "count_attempt",
@@ -42,6 +44,8 @@ __all__ = [
     "touch_session",
 ]
 
+REMOVED = "user_removed"
+"""What the audit log of an account says of a user who is gone."""
 _DERIVED = ("has_password", "role")
 _USER = (
     *(users.c[one.name] for one in fields(User) if one.name not in _DERIVED),
@@ -106,6 +110,17 @@ def count_admins(connection: Connection) -> int:
     """Those that can log in."""
     query = select(func.count()).select_from(users).where(users.c.role == Role.ADMIN.value, ~users.c.is_locked)
     return int(connection.execute(query).scalar_one())
+
+
+def barred_accounts(connection: Connection, account_ids: Collection[str]) -> frozenset[str]:
+    """Those of *account_ids* whose user is locked or has been removed. An account of keys alone never had a user."""
+    is_removed = exists().where(audit_log.c.account_id == accounts.c.id, audit_log.c.action == REMOVED)
+    query = (
+        select(accounts.c.id)
+        .select_from(accounts.outerjoin(users))
+        .where(accounts.c.id.in_(account_ids), or_(users.c.is_locked, and_(users.c.id.is_(None), is_removed)))
+    )
+    return frozenset(connection.execute(query).scalars())
 
 
 def list_users(

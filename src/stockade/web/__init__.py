@@ -19,7 +19,7 @@ from fastapi import APIRouter
 
 from stockade.accounts import Accounts
 from stockade.config import Config
-from stockade.store import SandboxTable, UsageTable
+from stockade.store import UsageTable
 from stockade.web.account_routes import add_account, add_keys
 from stockade.web.admin_routes import Health, add_admin
 from stockade.web.edge import Edge
@@ -58,19 +58,18 @@ def portal(services: Services, config: Config, *, assets: Path = DIRECTORY) -> A
     log_ins = LogIns(accounts=services.accounts, edge=edge, limits=engine.limits)
     add_sessions(router, log_ins)
     database = services.accounts.operation.database
-    table = SandboxTable(database=database, server_id="")  # it only reads: what is made, the engine records
-    leaving = Leaving(engine=engine, table=table)
+    leaving = Leaving(engine=engine)
     add_account(router, log_ins, leaving.forget)
     add_keys(router, edge)
     add_languages(router, engine.languages, edge)
     add_usage(router, Usage(table=UsageTable(database), edge=edge))
-    add_admin(router, Health(engine=engine, database=database, jobs_store=parts.jobs_store()), edge, leaving.forget)
+    add_admin(router, Health(engine=engine, database=database, jobs_store=parts.jobs_store()), edge, leaving)
     if engine.jobs is not None:
         add_jobs(router, engine.jobs, engine.languages, edge)
     else:
         add_missing(router, "/api/jobs", "this server has no queue of jobs", edge)
     if engine.sandboxes is not None:
-        sandboxes = AccountSandboxes(engine=engine.sandboxes, table=table)
+        sandboxes = AccountSandboxes(engine=engine.sandboxes)
         add_sandboxes(router, sandboxes, config.ports, edge)
         add_files(router, sandboxes, edge)
         add_terminal(router, sandboxes, edge)

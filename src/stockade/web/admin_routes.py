@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from stockade.web import translate
 from stockade.web.edge import Caller, Edge
 from stockade.web.failures import FieldInvalid
 from stockade.web.job_routes import to_number
+from stockade.web.leaving import Leaving
 from stockade.web.wire import UserBody
 
 __all__ = ["Health", "add_admin"]
@@ -84,12 +85,8 @@ async def _answers(store: Any) -> bool:
     return True
 
 
-def add_admin(router: APIRouter, health: Health, edge: Edge, forget: Callable[[str], Awaitable[None]]) -> None:
-    """All routes of admins but usage.
-
-    Args:
-        forget: removes what an account has outside the database of accounts.
-    """
+def add_admin(router: APIRouter, health: Health, edge: Edge, leaving: Leaving) -> None:
+    """All routes of admins but usage."""
     users = edge.accounts.users
 
     async def list_users(request: Request) -> Response:
@@ -113,14 +110,16 @@ def add_admin(router: APIRouter, health: Health, edge: Edge, forget: Callable[[s
             if body.tier is not None:
                 await users.set_tier(user_id, body.tier, by=by)
             if body.is_locked is not None:
-                await users.lock(user_id, body.is_locked, by=by)
+                user = await users.lock(user_id, body.is_locked, by=by)
+                if user.is_locked:
+                    await leaving.stop(user.account_id)
             return await _as_admins_see(edge.accounts, user_id)
 
         return await edge.admin(request, work)
 
     async def delete_user(request: Request) -> Response:
         async def work(caller: Caller) -> object:
-            await users.remove(request.path_params["user_id"], by=f"user {caller.user.id}", forget=forget)
+            await users.remove(request.path_params["user_id"], by=f"user {caller.user.id}", forget=leaving.forget)
             return None
 
         return await edge.admin(request, work)

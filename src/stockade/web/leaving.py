@@ -1,15 +1,15 @@
-"""What a user who goes leaves behind outside the database of accounts: sandboxes that live, and jobs."""
+"""What a user who is locked, or goes, has outside the database of accounts: sandboxes that live, and jobs."""
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from stockade.engine import Engine
 from stockade.engine.jobs import Jobs
-from stockade.errors import Conflict, NotFound, Unavailable
-from stockade.model import Actor, SandboxState
+from stockade.errors import Unavailable
+from stockade.model import Actor
 from stockade.model.jobs import JobFilter
-from stockade.store import SandboxTable
 
 __all__ = ["Leaving"]
 
@@ -24,36 +24,51 @@ class Leaving:
     """Ends and removes what an account has."""
 
     engine: Engine
-    table: SandboxTable
+
+    async def stop(self, account_id: str) -> None:
+        """Kill the account's sandboxes; cancel its jobs: those that run end within a heartbeat of their worker.
+
+        What runs on another server of the database is killed by that one, which looks for locked accounts itself.
+
+        Raises:
+            Unavailable: there are too many jobs to do it in time, or their store is away; it can be repeated.
+        """
+        both = self._kill_here(account_id), self._cancel_jobs(account_id)
+        for failure in await asyncio.gather(*both, return_exceptions=True):  # neither is left out for the other's
+            if failure is not None:
+                raise failure
 
     async def forget(self, account_id: str) -> None:
-        """Kill the account's sandboxes; cancel its jobs and remove them.
+        """As `stop`, and remove the jobs once they have ended.
 
         Raises:
             Unavailable: something does not end, or a database is away; it can be repeated.
         """
-        await self._kill_sandboxes(account_id)
+        await self.stop(account_id)
+        if self.engine.sandboxes is not None:
+            await self.engine.sandboxes.kill_of_account(account_id)  # what could not be killed is told now
         if self.engine.jobs is not None:
-            try:
-                async with asyncio.timeout(ENDED_S):
-                    await _remove_jobs(self.engine.jobs, account_id)
-            except TimeoutError:
-                raise Unavailable("some of your jobs have not ended yet; try again", retry_after_s=10) from None
+            async with _in_time():
+                await _remove_jobs(self.engine.jobs, account_id)
 
-    async def _kill_sandboxes(self, account_id: str) -> None:
-        sandboxes = self.engine.sandboxes
-        if sandboxes is None:
-            return
-        living = frozenset(SandboxState) - {SandboxState.ENDED}
-        page = await self.table.list(account_id=account_id, states=living)
-        for one in page.items:
-            with contextlib.suppress(NotFound, Conflict):
-                await sandboxes.kill(Actor(id=one.key_id, account_id=account_id), one.id)
+    async def _kill_here(self, account_id: str) -> None:
+        if self.engine.sandboxes is not None:
+            with contextlib.suppress(Unavailable):  # whoever has it tries again until it is gone
+                await self.engine.sandboxes.kill_of_account(account_id)
+
+    async def _cancel_jobs(self, account_id: str) -> None:
+        if self.engine.jobs is not None:
+            async with _in_time():
+                await self.engine.jobs.cancel_all(account_id)
 
 
-async def _cancel(jobs: Jobs, actor: Actor, job_id: str) -> None:
-    with contextlib.suppress(NotFound):
-        await jobs.cancel(actor, job_id)
+@contextlib.asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(ENDED_S):
+            yield
+    except TimeoutError:
+        raise Unavailable("some jobs have not ended yet; try again", retry_after_s=10) from None
 
 
 async def _remove_jobs(jobs: Jobs, account_id: str) -> None:
@@ -64,10 +79,6 @@ async def _remove_jobs(jobs: Jobs, account_id: str) -> None:
             return
         if ended := [job.id for job in page.jobs if job.has_ended]:
             await jobs.store.forget(ended)
-        living = [job for job in page.jobs if not job.has_ended and not job.cancel_requested]
-        # At once, for there may be a hundred thousand, and the store takes many together.
-        for failed in await asyncio.gather(*(_cancel(jobs, actor, job.id) for job in living), return_exceptions=True):
-            if failed is not None:
-                raise failed
-        if not ended and not living:
+        else:
             await asyncio.sleep(_LOOK_S)
+            await jobs.cancel_all(account_id)  # one may have been submitted meanwhile

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from stockade.config import is_loopback
 from stockade.config_ports import PortsConfig
 from stockade.engine import Sandboxes
-from stockade.errors import NotFound
+from stockade.engine.sandboxes import Page
 from stockade.model import (
     Actor,
     LimitOverrides,
@@ -21,8 +21,6 @@ from stockade.model import (
     SandboxRequest,
     SandboxState,
 )
-from stockade.store import SandboxTable
-from stockade.store.sandboxes import Page
 from stockade.web.failures import FieldInvalid
 from stockade.web.wire import SandboxBody
 
@@ -49,8 +47,6 @@ class AccountSandboxes:
     """What the portal does with sandboxes."""
 
     engine: Sandboxes
-    table: SandboxTable
-    """Records of all keys."""
 
     async def bearer(self, actor: Actor, sandbox_id: str) -> Actor:
         """*actor* as the key of theirs that made a sandbox.
@@ -58,10 +54,7 @@ class AccountSandboxes:
         Raises:
             NotFound: there is no such sandbox, or it is another account's; which of these is not told.
         """
-        row = self.engine.lives.find(sandbox_id) or await self.table.get(sandbox_id)
-        if row is None or not actor.account_id or row.account_id != actor.account_id:
-            raise NotFound(f"sandbox {sandbox_id[:100]} not found")
-        return replace(actor, id=row.key_id)
+        return replace(actor, id=(await self.engine.of_account(actor.account_id, sandbox_id)).key_id)
 
     async def list(self, actor: Actor, state: str, *, limit: int, cursor: str | None) -> Page:
         """The account's sandboxes, newest first.
@@ -72,7 +65,7 @@ class AccountSandboxes:
         if state not in _STATES:
             raise FieldInvalid("state", "state: must be living, ended or all")
         states = _STATES[state]
-        return await self.table.list(account_id=actor.account_id, states=states, limit=limit, cursor=cursor)
+        return await self.engine.list_of_account(actor.account_id, states=states, limit=limit, cursor=cursor)
 
     def request(self, actor: Actor, body: SandboxBody) -> SandboxRequest:
         """The sandbox that *body* asks for; what it leaves open is what the server and the actor's plan allow."""

@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 import structlog
@@ -60,6 +60,7 @@ class Worker:
         languages: Sequence[str] = (),
         drain_s: float = 30.0,
         observer: Observer | None = None,
+        barred: Callable[[Collection[str]], Awaitable[Collection[str]]] | None = None,
     ) -> None:
         """Nothing is claimed yet.
 
@@ -67,6 +68,8 @@ class Worker:
             places: jobs at once.
             languages: names or aliases; empty for all that are installed.
             drain_s: seconds that running jobs have to end once the worker is to.
+            barred: says for which accounts nobody may act any more: their jobs are cancelled, not run; `None` where
+                nobody knows.
 
         Raises:
             UnknownLanguage: *languages* or `config.pools` names one that there is not.
@@ -79,6 +82,7 @@ class Worker:
         self._config = config
         self._drain_s = drain_s
         self._observer = observer or Observer()
+        self._barred = barred
         self._wanted = tuple(dict.fromkeys(runs.languages.find(name).name for name in languages))
         self._pools = pools_of(config, runs.languages)
         self._held: dict[str, Held] = {}
@@ -143,8 +147,9 @@ class Worker:
                 )
                 if pause.over():
                     log.info("worker.store_is_back", worker_id=self.id)
+                barred = await self._barred_of(jobs)
                 for job in jobs:
-                    self._take(group, job, asked_at)
+                    self._take(group, job, asked_at, is_barred=job.account_id in barred)
                 if len(jobs) < most:  # that was all there is
                     await self._wait_for_work(stop)
             except Exception as error:
@@ -158,10 +163,25 @@ class Worker:
             wakers.append(self._wake.wait())
         await first_of(IDLE_S, *wakers)
 
-    def _take(self, group: asyncio.TaskGroup, job: Job, asked_at: float) -> None:
+    async def _barred_of(self, jobs: Sequence[Job]) -> Collection[str]:
+        """Accounts of *jobs* that are barred.
+
+        Their jobs were cancelled when they became so. This is for one that somebody was let in with just before, and
+        that is stored only now; so where it cannot be known, nobody else's has to wait for it.
+        """
+        account_ids = {job.account_id for job in jobs if job.account_id}
+        if self._barred is None or not account_ids:
+            return ()
+        try:
+            return await self._barred(account_ids)
+        except StockadeError as error:
+            _complain("worker.cannot_ask_for_accounts", error, worker_id=self.id)
+            return ()
+
+    def _take(self, group: asyncio.TaskGroup, job: Job, asked_at: float, *, is_barred: bool) -> None:
         held = Held(job, lease_ends=asked_at + self._config.lease_s)
         self._held[job.id] = held
-        if job.cancel_requested:
+        if job.cancel_requested or is_barred:
             held.end(CutShort.CANCELLED)
         attempt = Attempt(
             held=held,

@@ -1,0 +1,26 @@
+"""Accounts for which nobody may act any more: their user is locked, or has been removed.
+
+Who comes in is asked at the door. This is for what is inside already: sandboxes that live, and jobs that wait.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from stockade.store import Database
+from stockade.store import users as user_rows
+
+__all__ = ["Barred"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Barred:
+    """Looks them up. It remembers nothing: whoever is locked is so from the very commit on."""
+
+    database: Database
+
+    async def among(self, account_ids: Collection[str]) -> frozenset[str]:
+        """Those of *account_ids*. Raises Unavailable while the database is away."""
+        wanted = [one for one in account_ids if one]
+        if not wanted:
+            return frozenset()
+        return await self.database.read(lambda connection: user_rows.barred_accounts(connection, wanted))
