@@ -9,8 +9,8 @@ Snapshot = frozenset[str]
 
 
 def snapshot() -> Snapshot:
-    """One line for each process, mount, control group and temporary file that could be ours."""
-    return frozenset((*_processes(), *_mounts(), *_control_groups(), *_files()))
+    """One line for each process, mount, control group, loop device and temporary file that could be ours."""
+    return frozenset((*_processes(), *_mounts(), *_control_groups(), *_loop_devices(), *_files()))
 
 
 def since(before: Snapshot) -> list[str]:
@@ -44,6 +44,19 @@ def _control_groups() -> list[str]:
     for folder, folders, _ in os.walk("/sys/fs/cgroup"):
         found += [f"control group: {folder}/{name}" for name in folders if name.startswith("stockade-")]
     return [line for line in found if not line.endswith("/stockade-host")]
+
+
+def _loop_devices() -> list[str]:
+    """Those that show a file of disks. A mount in a namespace of its own is seen by them alone."""
+    found = []
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            shown = file.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:  # let go of meanwhile
+            continue
+        if "disks.img" in shown:
+            found.append(f"loop device: {file.parts[3]}: {shown}")
+    return found
 
 
 def _files() -> list[str]:

@@ -15,7 +15,7 @@ from stockade.errors import Invalid
 __all__ = ["find", "names"]
 
 
-_INTERFACES = ("base", "sandboxing")
+_INTERFACES = ("base", "disks", "sandboxing")
 """Modules of `backends` that are none: what backends satisfy."""
 
 

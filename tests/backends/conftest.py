@@ -17,7 +17,8 @@ from stockade.errors import Unavailable, Unsupported
 
 ORDINARY = "native, as an ordinary user"
 UNENFORCED = ("memory", "swap", "processes", "cpu_rate", "cpu_time", "own_ids")
-NOBODY = ("--reuid", "65534", "--regid", "65534", "--clear-groups")
+NOBODY_ID = 65534
+NOBODY = ("--reuid", str(NOBODY_ID), "--regid", str(NOBODY_ID), "--clear-groups")
 
 
 def ordinary_user_command(directory: Path) -> list[str]:
@@ -50,6 +51,12 @@ async def backend(
     with pytest.MonkeyPatch.context() as patch:
         if name == ORDINARY:
             argv = ordinary_user_command(tmp_path_factory.mktemp("package"))
+            disks = tmp_path_factory.mktemp("disks")
+            os.chown(disks, NOBODY_ID, NOBODY_ID)
+            for parent in disks.parents:  # which pytest keeps to its own user
+                if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & stat.S_IXOTH:
+                    parent.chmod(parent.stat().st_mode | stat.S_IXOTH)
+            argv += ["--disks", str(disks)]
             patch.setattr(launch, "command", lambda _options: argv)
         plugin = registry.find("backends", "native" if name == ORDINARY else name)
         backend: Backend = plugin.make(options)

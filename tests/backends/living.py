@@ -18,7 +18,19 @@ _names = itertools.count(1)
 
 def live_spec(**changes: Any) -> LiveSpec:
     members = {
-        name: changes.pop(name) for name in ("network", "layer", "log_bytes", "kept_bytes", "keep_s") if name in changes
+        name: changes.pop(name)
+        for name in (
+            "network",
+            "layer",
+            "log_bytes",
+            "kept_bytes",
+            "keep_s",
+            "layers",
+            "disk",
+            "mounts",
+            "drop_capabilities",
+        )
+        if name in changes
     }
     lifetime_s = changes.pop("lifetime_s", 60.0)
     cwd = changes.pop("cwd", "/home/user")

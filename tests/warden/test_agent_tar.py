@@ -20,17 +20,9 @@ from stockade.warden.agent_channel import AgentError
 from stockade.warden.agent_paths import opened
 from stockade.warden.agent_tar import Unpacker
 from tests.warden.agents import agent_process, tenants_directory
+from tests.warden.archives import DIRECTORY, HARD_LINK, LINK, archive, pieces, whole
 
 pytestmark = pytest.mark.anyio
-
-
-async def pieces(data: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), size):
-        yield data[start : start + size]
-
-
-async def whole(stream: AsyncIterator[bytes]) -> bytes:
-    return b"".join([piece async for piece in stream])
 
 
 @pytest.fixture
@@ -47,20 +39,6 @@ async def files() -> AsyncIterator[NativeFiles]:
         access.close()
 
 
-def archive(*members: tuple[str, dict[str, object], bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
-    """An archive of (name, attributes of its TarInfo, content)."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=format) as target:
-        for name, attributes, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            for key, value in attributes.items():
-                setattr(member, key, value)
-            target.addfile(member, io.BytesIO(content))
-    return out.getvalue()
-
-
-LINK, HARD_LINK, DIRECTORY = {"type": tarfile.SYMTYPE}, {"type": tarfile.LNKTYPE}, {"type": tarfile.DIRTYPE}
 PLAIN = archive(
     ("./", {**DIRECTORY, "mode": 0o755}, b""),
     ("./folder/", {**DIRECTORY, "mode": 0o750}, b""),

@@ -92,6 +92,8 @@ EVERYWHERE = [
         for command in (0x5412, 0x541C, 0x541D, 0x5423)
         for high in (0, HIGH, 0xFFFFFFFF << 32)
     ),
+    *(("ioctl", (0, command), ALLOW) for command in (0x40049409, 0x4020940D, 0xC0189436)),
+    *(("ioctl", (0, command | HIGH), EPERM) for command in (0x50009418, 0x50009417, 0x5000940E, 0x5000943F, 0x9408)),
     ("personality", (0,), ALLOW),
     ("personality", (0xFFFFFFFF,), ALLOW),
     ("personality", (0x0040000,), EPERM),

@@ -88,6 +88,10 @@ class BackendOptions:
     """Start a warden for this process alone in any case."""
     instance: str = ""
     """Whose sandboxes they are that live: several servers may use one warden."""
+    disks: str = "auto"
+    """Which disks there are to be (`config_boxes.DisksConfig.kind`); they lie in *data_dir*."""
+    disks_bytes: int | None = None
+    """Most that all of them may take; `None` for half of what is free."""
     permit_private: tuple[str, ...] = ()
     """Networks, in CIDR form, that sandboxes may connect to although they are not public."""
     refuse: tuple[str, ...] = ()

@@ -157,6 +157,8 @@ class LiveSandbox:
     """So far. `memory_peak_bytes` is what the kernel counted since the sandbox began."""
     memory_bytes: int = 0
     """Held now."""
+    is_paused: bool = False
+    """See `backends.disks.Pausing`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,23 +344,50 @@ class FileAccess(Protocol):
         """Whether it is a directory, and a tar archive: of a file, its name; else `./` and what lies below."""
         ...
 
-    async def write_layer(self, path: str, archive: AsyncIterable[bytes]) -> int:
+    async def write_layer(
+        self,
+        path: str,
+        archive: AsyncIterable[bytes],
+        *,
+        keep_set_id: bool = True,
+        most_bytes: int | None = None,
+        most_members: int | None = None,
+    ) -> int:
         """Unpack a plain tar archive, a layer in the OCI image format, into the directory *path*; bytes of its files.
 
         Owners, modes, times, extended attributes (`user.*`), links and sparse files are kept; whiteouts become those
-        of an overlay file system's layer. Set-id bits are kept. For root only, into the disk of a sandbox of ours.
+        of an overlay file system's layer. For root only, into the disk of a sandbox of ours.
+
+        Args:
+            keep_set_id: keep set-user-id and set-group-id bits.
+            most_bytes, most_members: what it may come to; `None` for any.
 
         Raises:
-            Invalid: a device, a member outside, an absolute or climbing hard link, a name too long, a damaged archive.
+            LimitExceeded: it would come to more.
+            Invalid: a device outside `dev/`, a member outside, an absolute or climbing hard link, a name too long, a damaged archive.
         """
         ...
 
-    async def save_tree(self, path: str) -> AsyncIterator[bytes]:
-        """The directory *path* as an overlay file system's upper layer, whiteouts included, in a format of ours."""
+    async def save_tree(self, path: str, *, as_image_layer: bool = False) -> AsyncIterator[bytes]:
+        """The directory *path* as an overlay file system's upper layer, whiteouts included, in a format of ours; or as
+        a layer in the OCI image format.
+        """
         ...
 
-    async def load_tree(self, path: str, content: AsyncIterable[bytes]) -> int:
-        """Put what `save_tree` gave into the directory *path*; bytes of its files. Raises Invalid: it is damaged."""
+    async def load_tree(
+        self,
+        path: str,
+        content: AsyncIterable[bytes],
+        *,
+        most_bytes: int | None = None,
+        most_members: int | None = None,
+    ) -> int:
+        """Put what `save_tree` gave into the directory *path*; bytes of its files.
+
+        Raises:
+            Invalid: it is damaged.
+            LimitExceeded: it would come to more than it may.
+        """
         ...
 
     async def watch(self, path: str) -> AsyncIterator[tuple[str, str]]:
@@ -455,7 +484,7 @@ class Sandboxing(Protocol):
         ...
 
     async def files(self, name: str, *, user: str = "user") -> FileAccess:
-        """Its files, with the rights of *user* (`user` or `root`).
+        """Its files, with the rights of *user* (as `LiveExec.user`).
 
         Raises:
             NotFound: there is no such sandbox.

@@ -136,9 +136,12 @@ class DiskMount:
     path: str
     """Absolute, and of nothing that the sandbox needs for itself (`/`, `/proc`, `/dev`, `/sys`); made when missing."""
     read_only: bool = False
+    is_whole: bool = False
+    """Shown with the `upper` and `work` directories in which an overlay file system keeps it, and not what is in the
+    former: for code of ours alone."""
 
     WORKSHOP: ClassVar[str] = "/mnt/disk"
-    """Where a disk is shown to code of ours that fills or reads it, inside a sandbox made for that."""
+    """Where a disk is shown, as a whole, to code of ours that fills or reads it inside a sandbox made for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,7 @@ class Diversion:
     """Connections of a sandbox that go to a listener of ours, which sees to them; the rest is as its network says.
 
     They are made only to where the sandbox may connect at all. The listener is first sent one line of JSON:
-    `{"token": …, "host": name or address, "port": …}`.
+    `{"token": …, "address": …, "port": …, "names": […]}`, the names being those that lately led to the address.
     """
 
     port: int
@@ -193,7 +196,8 @@ class SandboxRequest:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str | None = None
     """Working directory; made when it is missing. `None` for the image's own."""
-    user: str = "user"
+    user: str | None = None
+    """As `ExecSpec.user`; `None` for the image's own."""
     terminal: TerminalSize | None = None
     limits: Limits
     """`wall_s` is the sandbox's whole life."""

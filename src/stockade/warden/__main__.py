@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 
-from . import bundle, egress, kernel, protocol, seccomp
+from . import bundle, disks, egress, kernel, protocol, seccomp
 from .cell import Host
 from .cgroups import Cgroups
 from .fields import Refused
@@ -42,6 +42,13 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--cells", type=int, default=4, metavar="N", help="sandboxes of each kind to keep ready (default: 4)"
     )
+    parser.add_argument("--disks", metavar="DIR", help="keep disks there; made when the first is wanted")
+    parser.add_argument(
+        "--disks-kind", default="auto", choices=("auto", "btrfs", "directory"), help="how (default: the best there is)"
+    )
+    parser.add_argument(
+        "--disks-bytes", type=int, metavar="N", help="most that all may take (default: half of what is free)"
+    )
     parser.add_argument("--until-idle", action="store_true", help="end with the last client")
     parser.add_argument(
         "--until-unused", action="store_true", help="end when the last client is gone and no sandbox lives"
@@ -65,6 +72,13 @@ def main(argv: list[str]) -> int:
         own_uids = os.geteuid() == 0
         if not own_uids:
             _become_root_of_a_namespace()
+        store = disks.start(
+            arguments.disks,
+            kind=arguments.disks_kind,
+            size_bytes=arguments.disks_bytes,
+            own_ids=own_uids,
+            title=title,
+        )
         stage = make_stage(tuple(arguments.host_path))
         host = Host(
             stage=stage,
@@ -73,7 +87,7 @@ def main(argv: list[str]) -> int:
             own_ids=own_uids,
             null=os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC),
             title=title,
-            children={out.pid},
+            children={out.pid, store.pid},
             processors=os.cpu_count() or 1,
             template_files=template_files,
         )
@@ -110,6 +124,7 @@ def main(argv: list[str]) -> int:
         first=trial,
         spares=arguments.cells,
         egress=out,
+        disks=store,
     )
     stop_on_signals(server)
     if own_uids:  # else we could not write our children's id maps: their /proc entries would belong to root

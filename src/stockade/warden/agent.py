@@ -29,7 +29,9 @@ from .agent_channel import (
     Gone,
     Outgoing,
 )
+from .agent_layers import MOST_BYTES, LayerUnpacker
 from .agent_paths import (
+    MOST_MEMBERS,
     clean,
     delete_tree,
     describe,
@@ -45,8 +47,9 @@ from .agent_paths import (
     refuse,
     settle_link,
 )
-from .agent_tar import Unpacker, pack_file, pack_tree
+from .agent_tar import Unpacker, copy_in
 from .agent_watch import Watch
+from .tar_writer import pack_file, pack_tree, pack_upper
 
 __all__ = ["MOST_ENTRIES", "MOST_WITHOUT_SIZE", "serve"]
 
@@ -329,19 +332,20 @@ def _rename(channel: Channel, path: str, new_path: str) -> dict[str, Any]:
     return {}
 
 
-def _read_tar(channel: Channel, path: str) -> dict[str, Any]:
+def _read_tar(channel: Channel, path: str, prefix: str = "") -> dict[str, Any]:
     name = clean(path)
     out = Outgoing(channel)
     with opened(open_at(None, name, os.O_PATH)) as found:
         is_directory = stat.S_ISDIR(os.fstat(found).st_mode)
+    head = {"is_directory": is_directory}
     if is_directory:
         with opened(open_directory(name)) as top:
-            channel.say(HEAD, {})
-            pack_tree(out, top)
+            channel.say(HEAD, head)
+            pack_tree(out, top, prefix=prefix.encode())
     else:
         source, _ = _open_regular(name)
         with opened(source):
-            channel.say(HEAD, {})
+            channel.say(HEAD, head)
             pack_file(out, source, name.rpartition(b"/")[2])
     return {"size": out.count}
 
@@ -355,6 +359,49 @@ def _write_tar(channel: Channel, path: str) -> dict[str, Any]:
     with opened(top):
         unpacker = Unpacker(top=top, is_root=name == b"/", alive=channel.alive)
         return {"count": unpacker.unpack(channel.incoming())}
+
+
+def _copy_in(channel: Channel, path: str, is_directory: bool | None) -> dict[str, Any]:
+    return {"count": copy_in(path, is_directory, channel.incoming(), channel.alive)}
+
+
+def _write_layer(
+    channel: Channel, path: str, keep_set_id: bool, most_bytes: int | None, most_members: int | None
+) -> dict[str, Any]:
+    return _unpack_layer(channel, path, keep_set_id=keep_set_id, most_bytes=most_bytes, most_members=most_members)
+
+
+def _load_tree(channel: Channel, path: str, most_bytes: int | None, most_members: int | None) -> dict[str, Any]:
+    return _unpack_layer(channel, path, is_ours=True, most_bytes=most_bytes, most_members=most_members)
+
+
+def _unpack_layer(
+    channel: Channel,
+    path: str,
+    *,
+    most_bytes: int | None,
+    most_members: int | None,
+    is_ours: bool = False,
+    keep_set_id: bool = True,
+) -> dict[str, Any]:
+    with opened(open_directory(clean(path))) as top:
+        unpacker = LayerUnpacker(
+            top=top,
+            alive=channel.alive,
+            is_ours=is_ours,
+            keep_set_id=keep_set_id,
+            most_bytes=MOST_BYTES if most_bytes is None else most_bytes,
+            most_members=MOST_MEMBERS if most_members is None else most_members,
+        )
+        return {"size": unpacker.unpack(channel.incoming()), "count": unpacker.count}
+
+
+def _save_tree(channel: Channel, path: str, as_image_layer: bool) -> dict[str, Any]:
+    out = Outgoing(channel)
+    with opened(open_directory(clean(path))) as top:
+        channel.say(HEAD, {})
+        pack_upper(out, top, as_image_layer=as_image_layer)
+    return {"size": out.count}
 
 
 def _watch(channel: Channel, path: str) -> dict[str, Any]:
@@ -411,6 +458,10 @@ _OPERATIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "rename": _rename,
     "read_tar": _read_tar,
     "write_tar": _write_tar,
+    "copy_in": _copy_in,
+    "write_layer": _write_layer,
+    "load_tree": _load_tree,
+    "save_tree": _save_tree,
     "watch": _watch,
 }
-_WITH_INPUT = ("write", "write_tar")
+_WITH_INPUT = ("write", "write_tar", "copy_in", "write_layer", "load_tree")

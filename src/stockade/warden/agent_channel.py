@@ -275,15 +275,15 @@ class Outgoing:
         if len(self._buffer) >= CHUNK:
             self.flush()
 
-    def file(self, source: int, size: int) -> bool:
-        """The first *size* bytes of a file; see `Channel.file`."""
+    def file(self, source: int, size: int, offset: int = 0) -> bool:
+        """*size* bytes of a file; see `Channel.file`."""
         if size > _SMALL:
             self.flush()
             self.count += size
-            return self._channel.file(source, 0, size)
+            return self._channel.file(source, offset, size)
         left = size
         try:
-            while left and (data := os.read(source, left)):
+            while left and (data := os.pread(source, left, offset + size - left)):
                 self.write(data)
                 left -= len(data)
         except OSError:

@@ -212,18 +212,20 @@ class Cell:
         """End and free a cell that does not run anything, waiting for its end."""
         self.kill()
         self.reap()
-        for fd in self.outputs:
-            if fd >= 0:
-                os.close(fd)
-        self.outputs = (-1, -1)
+        self.close_outputs()
         self.free()
 
     def free_unmade(self) -> None:
         """Free everything of a cell that never had a process."""
-        for fd in self.outputs:
-            os.close(fd)
-        self.outputs = (-1, -1)
+        self.close_outputs()
         self.free()
+
+    def close_outputs(self) -> None:
+        """Close what nobody has taken over of its output. Idempotent."""
+        for fd in self.outputs:
+            if fd >= 0:
+                os.close(fd)
+        self.outputs = (-1, -1)
 
     def free(self) -> None:
         """Free all but the pipes, once PID 1 is reaped or when there never was one."""

@@ -14,6 +14,8 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from .fields import Refused
+
 __all__ = ["Cgroups", "Group", "GroupLimits"]
 
 _PREFIX = "stockade-"
@@ -199,6 +201,24 @@ class Group:
         if self._has_patience and (tree := self.cgroups.cpu) is not None:
             self._write(tree, "cpu.idle", "0")
             self._has_patience = False
+
+    def freeze(self) -> None:
+        """Have all its processes stand still, until `thaw`; they can be killed. See `cgroup.freeze` of cgroups(7).
+
+        Raises:
+            Refused: there is no v2 hierarchy; the freezer of v1 keeps what it holds from being killed.
+        """
+        self._set_frozen("1")
+
+    def thaw(self) -> None:
+        """Have its processes go on."""
+        self._set_frozen("0")
+
+    def _set_frozen(self, value: str) -> None:
+        tree = next((tree for tree in self.trees if tree.version == 2), None)
+        if tree is None:
+            raise Refused("unsupported", "this host cannot pause a sandbox: no cgroup2 hierarchy is mounted")
+        _write(f"{self.name}/cgroup.freeze", value, tree.base)
 
     def limit(self, limits: GroupLimits) -> None:
         """Set the limits; nothing of a tenant's is in the group yet.

@@ -15,6 +15,7 @@ __all__ = [
     "NOT_IMPLEMENTED",
     "REFUSED",
     "SERVER_FAILURE",
+    "TYPES_OF_SERVICE",
     "TYPE_A",
     "TYPE_AAAA",
     "Malformed",
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 TYPE_A, TYPE_AAAA = 1, 28
+TYPES_OF_SERVICE = (64, 65)
+"""SVCB and HTTPS (RFC 9460): they carry addresses, too, and keys by which a name is hidden from whoever is between."""
 _TYPE_CNAME, _TYPE_OPT = 5, 41
 _CLASS_IN = 1
 _TRANSFERS_AND_ANY = range(249, 256)  # TKEY, TSIG, IXFR, AXFR, MAILB, MAILA, ANY

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from . import egress_divert
 from . import egress_dns as dns
+from .egress_divert import Named
 from .egress_policy import Policy, number_of
 from .egress_relay import Relay, break_off, prepare
 from .egress_resolver import Resolver
@@ -93,6 +95,7 @@ class Gateway:
         self._policy, self._resolver, self._budget, self._count = policy, resolver, budget, count
         self._loop = asyncio.get_running_loop()
         self._learned = Learned()
+        self._named = Named()
         self._relays: set[Relay] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._connecting = self._questions = self._streams = 0
@@ -195,6 +198,7 @@ class Gateway:
             host, port = inner.getsockname()[:2]
             if self._refusal(host) is not None:
                 return None
+            target, first = self._target(host, port)
             outer = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         except OSError:
             return None
@@ -203,7 +207,11 @@ class Gateway:
             prepare(outer, size)
             prepare(inner, size)
             async with asyncio.timeout(CONNECT_S):
-                await self._loop.sock_connect(outer, (host, port))
+                await self._loop.sock_connect(outer, target)
+                if first:
+                    if outer.getsockname() == outer.getpeername():  # nobody listens, and the kernel met itself
+                        raise ConnectionRefusedError
+                    await self._loop.sock_sendall(outer, first)
         except BaseException as error:
             outer.close()
             if isinstance(error, OSError):  # TimeoutError is one
@@ -231,6 +239,17 @@ class Gateway:
         address = number_of(host)
         is_resolved = self._learned.knows(address, time.monotonic())
         return self._policy.refusal(address, is_own=_is_own(host), is_resolved=is_resolved)
+
+    def _target(self, host: str, port: int) -> tuple[tuple[str, int], bytes]:
+        """Where a connection that is not refused leads, and what is sent there before what the program sends."""
+        divert = self._policy.divert
+        if divert is None or port not in divert.ports:
+            return (host, port), b""
+        address = number_of(host)
+        if not (divert.wants(host) or self._named.knows(address)):
+            return (host, port), b""
+        names = self._named.of(address, time.monotonic())
+        return (egress_divert.HOST, divert.port), divert.line(host, port, names)
 
     def _sweep_out(self) -> None:
         self._sweep = self._loop.call_later(_SWEEP_S, self._sweep_out)
@@ -307,18 +326,24 @@ class Gateway:
             return query.answer(dns.NOT_IMPLEMENTED)
         if not self._policy.allows_name(query.name):
             return query.answer(dns.REFUSED)
-        if query.type == dns.TYPE_AAAA:
-            return query.answer()  # the name may be there; there is no way to such an address
+        divert = self._policy.divert
+        is_diverted = divert is not None and divert.wants(query.name)
+        if query.type == dns.TYPE_AAAA or (is_diverted and query.type in dns.TYPES_OF_SERVICE):
+            return query.answer()  # the name may be there; there is no way to such an address, or we must see the name
         answer = await self._resolver.ask(query)
         if answer is None:
             return query.answer(dns.SERVER_FAILURE)
-        if self._policy.domains is not None:
+        if self._policy.domains is not None or is_diverted:
             try:
                 found = dns.addresses(query, answer)
             except dns.Malformed:
                 return query.answer(dns.SERVER_FAILURE)
+            now = time.monotonic()
             for address, lifetime_s in found:
-                self._learned.add(address, lifetime_s, time.monotonic())
+                if self._policy.domains is not None:
+                    self._learned.add(address, lifetime_s, now)
+                if is_diverted:
+                    self._named.add(address, query.name, lifetime_s, now)
         return answer
 
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from .egress_divert import Divert
+from .egress_names import MOST_ENTRIES, Names, names_of, texts_of
+
 __all__ = ["MOST_ENTRIES", "NOT_PUBLIC", "Network", "Policy", "number_of", "text_of"]
 
-MOST_ENTRIES = 256
-"""Entries of each list."""
-_MOST_LENGTH = 253
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _PREFIX = re.compile(r"[0-9]{1,2}")
 _ADDRESS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
 _BITS = 32
@@ -98,10 +97,13 @@ class Policy:
     """Not public, and reachable all the same: the operator says so."""
     refused: tuple[Network, ...] = ()
     """Public, and not reachable all the same: the operator says so."""
+    divert: Divert | None = None
+    """What of the rest goes to a listener of the server's instead."""
 
     @classmethod
     def parse(cls, message: Mapping[str, Any]) -> "Policy":
-        """Read `allow_cidrs`, `allow_domains` (lists or `None`), `permit_private`, `refuse` (lists; may be missing).
+        """Read `allow_cidrs`, `allow_domains` (lists or `None`); `permit_private`, `refuse` (lists) and `divert` (as
+        `Divert.parse` reads it) may be missing.
 
         Raises:
             ValueError: says which entry cannot be meant.
@@ -109,9 +111,10 @@ class Policy:
         cidrs, domains = message.get("allow_cidrs"), message.get("allow_domains")
         return cls(
             cidrs=None if cidrs is None else _networks("allow_cidrs", cidrs),
-            domains=None if domains is None else tuple(_domain(d) for d in _texts("allow_domains", domains)),
+            domains=None if domains is None else names_of("allow_domains", domains),
             permitted=_networks("permit_private", message.get("permit_private") or ()),
             refused=_networks("refuse", message.get("refuse") or ()),
+            divert=None if message.get("divert") is None else Divert.parse(message["divert"]),
         )
 
     def refusal(self, address: int, *, is_own: bool, is_resolved: bool) -> str | None:
@@ -139,22 +142,11 @@ class Policy:
         """Whether a name, in lower case and without the last dot, may be resolved."""
         if self.domains is None:
             return True
-        exact, above = self._domain_sets
-        if name in exact:
-            return True
-        while "." in name:
-            name = name.partition(".")[2]
-            if name in above:
-                return True
-        return False
+        return name in self._names
 
     @cached_property
-    def _domain_sets(self) -> tuple[frozenset[str], frozenset[str]]:
-        domains = self.domains or ()
-        return (
-            frozenset(d for d in domains if not d.startswith("*.")),
-            frozenset(d[2:] for d in domains if d.startswith("*.")),
-        )
+    def _names(self) -> Names:
+        return Names(self.domains or ())
 
     def routes(self) -> dict[Network, bool]:
         """The networks that are worth an attempt (True) and those that are not, the longest prefix deciding.
@@ -180,30 +172,12 @@ class Policy:
         return routes
 
 
-def _texts(name: str, values: object) -> list[str]:
-    if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
-        raise ValueError(f"{name}: must be a list of strings")
-    if len(values) > MOST_ENTRIES:
-        raise ValueError(f"{name}: {len(values)} entries; at most {MOST_ENTRIES} are possible")
-    return list(values)
-
-
 def _networks(name: str, values: object) -> tuple[Network, ...]:
     try:
-        return tuple(_unique(Network.parse(text) for text in _texts(name, values)))
+        return tuple(_unique(Network.parse(text) for text in texts_of(name, values)))
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
 
 
 def _unique(networks: Iterable[Network]) -> Iterable[Network]:
     return dict.fromkeys(networks)
-
-
-def _domain(text: str) -> str:
-    name = text.lower().removesuffix(".")
-    labels = name.removeprefix("*.").split(".")
-    if len(name) > _MOST_LENGTH or not all(_LABEL.fullmatch(label) for label in labels):
-        raise ValueError(
-            f"allow_domains: {text!r} is no domain name; write example.org, or *.example.org for all below it"
-        )
-    return name

@@ -25,6 +25,7 @@ from .image import UID, Image
 from .mounts import Stage, enter_sandbox_root, fit_sandbox_root
 
 __all__ = [
+    "CAPABILITIES",
     "EXITED",
     "EXPENDABLE",
     "FAILED",
@@ -67,10 +68,17 @@ FAILED = b"F"
 HOSTNAME = "sandbox"
 EXPENDABLE = b"500"
 """What a sandbox's processes are to the kernel when memory runs out. See proc_pid_oom_score_adj(5)."""
-ROOT_CAPABILITIES = frozenset({
-    kernel.CAP_CHOWN, kernel.CAP_DAC_OVERRIDE, kernel.CAP_FOWNER, kernel.CAP_FSETID, kernel.CAP_KILL,
-    kernel.CAP_NET_BIND_SERVICE, kernel.CAP_SETGID, kernel.CAP_SETUID,
-})  # fmt: skip
+CAPABILITIES = {
+    "CHOWN": kernel.CAP_CHOWN,
+    "DAC_OVERRIDE": kernel.CAP_DAC_OVERRIDE,
+    "FOWNER": kernel.CAP_FOWNER,
+    "FSETID": kernel.CAP_FSETID,
+    "KILL": kernel.CAP_KILL,
+    "NET_BIND_SERVICE": kernel.CAP_NET_BIND_SERVICE,
+    "SETGID": kernel.CAP_SETGID,
+    "SETUID": kernel.CAP_SETUID,
+}
+ROOT_CAPABILITIES = frozenset(CAPABILITIES.values())
 """What root of a sandbox that lives may do with the sandbox's own files, ids and processes. Runs have nothing of it."""
 _LONGEST_COMPLAINT = 3800  # bytes
 _PENDING_SIGNALS = 4096  # timers among them; the kernel has one budget for all forks of a template

@@ -18,10 +18,13 @@ __all__ = [
     "CAP_FOWNER",
     "CAP_FSETID",
     "CAP_KILL",
+    "CAP_MKNOD",
     "CAP_NET_BIND_SERVICE",
     "CAP_SETFCAP",
     "CAP_SETGID",
     "CAP_SETUID",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_PTRACE",
     "CLONE_NEWCGROUP",
     "CLONE_NEWIPC",
     "CLONE_NEWNET",
@@ -32,11 +35,13 @@ __all__ = [
     "CLONE_PARENT",
     "DEFAULT_HANDLER",
     "MNT_DETACH",
+    "MOUNT_ATTR_IDMAP",
     "MOUNT_ATTR_NODEV",
     "MOUNT_ATTR_NOEXEC",
     "MOUNT_ATTR_NOSUID",
     "MOUNT_ATTR_RDONLY",
     "MS_BIND",
+    "MS_NOATIME",
     "MS_NODEV",
     "MS_NOEXEC",
     "MS_NOSUID",
@@ -44,18 +49,28 @@ __all__ = [
     "MS_RDONLY",
     "MS_REC",
     "MS_REMOUNT",
+    "RESOLVE_BENEATH",
+    "RESOLVE_IN_ROOT",
+    "RESOLVE_NO_MAGICLINKS",
+    "RESOLVE_NO_SYMLINKS",
+    "RESOLVE_NO_XDEV",
     "clone",
     "close_range",
     "drop_bounding_set",
     "drop_capabilities",
+    "exchange",
     "find_process_title",
     "fix_capabilities",
     "mount",
+    "move_mount",
+    "open_tree",
+    "openat2",
     "pivot_root",
     "seal_process_title",
     "set_attributes",
     "set_dumpable",
     "set_handler",
+    "set_mount_attributes",
     "set_no_new_privileges",
     "set_parent_death_signal",
     "set_seccomp",
@@ -80,6 +95,7 @@ MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
 MS_REMOUNT = 32
+MS_NOATIME = 1024
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
@@ -88,8 +104,21 @@ MOUNT_ATTR_RDONLY = 1
 MOUNT_ATTR_NOSUID = 2
 MOUNT_ATTR_NODEV = 4
 MOUNT_ATTR_NOEXEC = 8
+MOUNT_ATTR_IDMAP = 0x0010_0000
+OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH = 0x0004
+MOVE_MOUNT_T_EMPTY_PATH = 0x0040
+RENAME_EXCHANGE = 2
+AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 AT_FDCWD = -100
+
+# <linux/openat2.h>
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
 
 # <linux/capability.h>
 CAP_CHOWN = 0
@@ -100,6 +129,9 @@ CAP_KILL = 5
 CAP_SETGID = 6
 CAP_SETUID = 7
 CAP_NET_BIND_SERVICE = 10
+CAP_SYS_PTRACE = 19
+CAP_SYS_ADMIN = 21
+CAP_MKNOD = 27
 CAP_SETFCAP = 31
 
 # <linux/prctl.h>
@@ -113,7 +145,10 @@ PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_MODE_FILTER = 2
 
 _CLONE, _PIVOT_ROOT = {"x86_64": (56, 155), "aarch64": (220, 41)}[platform.machine()]
+_OPEN_TREE = 428
+_MOVE_MOUNT = 429
 _CLOSE_RANGE = 436
+_OPENAT2 = 437
 _MOUNT_SETATTR = 442
 
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -135,6 +170,10 @@ _mount = _function("mount", _text, _text, _text, _ulong, _text)
 _umount2 = _function("umount2", _text, _int)
 _pivot_root = _function("syscall", _long, _text, _text)
 _mount_setattr = _function("syscall", _long, _int, _text, _uint, _pointer, ctypes.c_size_t)
+_open_tree = _function("syscall", _long, _int, _text, _uint)
+_move_mount = _function("syscall", _long, _int, _text, _int, _text, _uint)
+_renameat2 = _function("renameat2", _int, _text, _int, _text, _uint)
+_openat2 = _function("syscall", _long, _int, _text, _pointer, ctypes.c_size_t)
 _close_range = _function("syscall", _long, _uint, _uint, _uint)
 _prctl = _function("prctl", _int, _ulong, _ulong, _ulong, _ulong)
 _prctl_text = _function("prctl", _int, _text)
@@ -149,6 +188,10 @@ class _MountAttr(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
     )
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 class _FilterProgram(ctypes.Structure):
@@ -204,6 +247,51 @@ def set_attributes(path: str, attributes: int) -> None:
         _MOUNT_SETATTR, AT_FDCWD, path.encode(), AT_RECURSIVE, ctypes.byref(attr), ctypes.sizeof(attr)
     )
     _check(result, f"mount_setattr {path}")
+
+
+def open_tree(directory: int, path: str = "") -> int:
+    """A descriptor of a new mount, attached nowhere, of what *path* below a descriptor is; empty for that itself.
+
+    Nothing that is mounted below comes along, and it is gone with its last descriptor unless `move_mount` attaches it.
+    See open_tree(2), Linux 5.2.
+    """
+    result = _open_tree(_OPEN_TREE, directory, os.fsencode(path), OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH)
+    return _check(result, f"open_tree {path}")
+
+
+def move_mount(mounted: int, directory: int = AT_FDCWD, path: str = "") -> None:
+    """Attach what `open_tree` gave at *path* below a descriptor; empty for that itself. See move_mount(2)."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if path else MOVE_MOUNT_T_EMPTY_PATH)
+    _check(_move_mount(_MOVE_MOUNT, mounted, b"", directory, os.fsencode(path), flags), f"move_mount {path}")
+
+
+def set_mount_attributes(mounted: int, attributes: int, *, userns: int = -1, recursive: bool = False) -> None:
+    """Set `MOUNT_ATTR_…` on the mount that a descriptor is of. See mount_setattr(2).
+
+    Args:
+        userns: a descriptor of the user namespace by whose maps owners are shown (`MOUNT_ATTR_IDMAP` is then set, too):
+            only on a mount that is attached nowhere yet. Linux 5.12; for tmpfs 6.3.
+    """
+    attr = _MountAttr(attr_set=attributes)
+    if userns >= 0:
+        attr.attr_set |= MOUNT_ATTR_IDMAP
+        attr.userns_fd = userns
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    result = _mount_setattr(_MOUNT_SETATTR, mounted, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr))
+    _check(result, "mount_setattr")
+
+
+def openat2(directory: int, path: str | bytes, flags: int, resolve: int, mode: int = 0) -> int:
+    """Open with `RESOLVE_…` saying what the path may go through; close-on-exec. See openat2(2), Linux 5.6."""
+    how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=mode, resolve=resolve)
+    result = _openat2(_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+    return _check(result, f"openat2 {os.fsdecode(path)}")
+
+
+def exchange(name: str, directory: int, other: str, other_directory: int) -> None:
+    """Let two files of one file system change places, in one step. See renameat2(2)."""
+    result = _renameat2(directory, os.fsencode(name), other_directory, os.fsencode(other), RENAME_EXCHANGE)
+    _check(result, f"exchange {name}")
 
 
 def close_range(first: int, last: int = 0xFFFF_FFFF) -> None:

@@ -41,7 +41,13 @@ _STAGE_IN_TEMPLATE = "/.stage"
 _TERMINALS = 128
 _SPARE_INODES = 48  # beyond the limit: for the directories that we make ourselves
 # What a tenant may write to, made before there is anything of the image's: (path, mode, is the tenant's).
-_OWN_DIRECTORIES = ((HOME, 0o700, True), ("/code", 0o755, True), ("/tmp", 0o1777, False), ("/var/tmp", 0o1777, False))
+_OWN_DIRECTORIES = (
+    (HOME, 0o700, True),
+    ("/root", 0o700, False),
+    ("/code", 0o755, True),
+    ("/tmp", 0o1777, False),
+    ("/var/tmp", 0o1777, False),
+)
 # What belongs to the user of a sandbox that lives: a machine of their own, but for the programs of the image.
 _TENANTS_DIRECTORIES = (
     "/", "/etc", "/home", "/media", "/mnt", "/opt", "/run", "/srv", "/var", "/var/cache", "/var/lib", "/var/log",
@@ -205,24 +211,39 @@ def _build_root(stage: Stage, image: Image, user: int) -> str:
     return root
 
 
-def fit_sandbox_root(*, disk_bytes: int, disk_inodes: int, cwd: str, user: int = UID) -> None:
+def fit_sandbox_root(*, disk_bytes: int, disk_inodes: int, cwd: str, user: int = UID, is_kept: bool = False) -> None:
     """Give the disk its real size and make the working directory: what differs from one sandbox to the next.
 
-    Runs inside, before anything of the tenant's is there, while this process still has its privileges.
+    Runs inside, before anything of the tenant's runs there, while this process still has its privileges.
+
+    Args:
+        is_kept: what is there was written by a tenant before, or by whoever made an image. A working directory that
+            cannot be made is none then: whoever starts something there is told.
     """
     kernel.mount(
         "none", "/dev/shm", None, kernel.MS_REMOUNT | kernel.MS_NOSUID | kernel.MS_NODEV,
         f"size={disk_bytes},nr_inodes={disk_inodes + _SPARE_INODES}",
     )  # fmt: skip
-    if not os.path.isdir(cwd):
+    if os.path.isdir(cwd):
+        return
+    if not is_kept:
         os.makedirs(os.path.dirname(cwd), 0o755, exist_ok=True)
         _make_directory(cwd, 0o755, user)
+        return
+    with contextlib.suppress(OSError):
+        os.makedirs(os.path.dirname(cwd), 0o755, exist_ok=True)
+        os.mkdir(cwd, 0o755)  # not where a link or a file is: those keep their owner
+        os.chown(cwd, user, user, follow_symlinks=False)
 
 
-def furnish_sandbox_root(user: int = UID) -> None:
-    """Give what a machine's user may write to, to the user of a sandbox that lives. Inside, with privileges."""
+def furnish_sandbox_root(user: int = UID, *, is_kept: bool = False) -> None:
+    """Give what a machine's user may write to, to the user of a sandbox that lives. Inside, with privileges.
+
+    *is_kept*: see `fit_sandbox_root`; what is not there any more is nobody's, and links are not followed.
+    """
     for path in _TENANTS_DIRECTORIES:
-        os.chown(path, user, user)
+        with contextlib.suppress(*((OSError,) if is_kept else ())):
+            os.chown(path, user, user, follow_symlinks=False)
 
 
 def _make_directory(path: str, mode: int, owner: int) -> None:

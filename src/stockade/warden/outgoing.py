@@ -7,6 +7,7 @@ host's network, its routes and its filters stay as they are; no connection track
 kernel's and not charged to anybody. IPv6 has no route.
 """
 
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
@@ -107,6 +108,8 @@ def write_resolver_file(root: str = "/") -> None:
     path = os.path.join(root, "etc/resolv.conf")
     # Replaced, not opened: the image's may be a link to somewhere else.
     temporary = f"{path}.new"
+    with contextlib.suppress(OSError):  # of a start that was broken off, or a tenant's
+        os.unlink(temporary)
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "w") as file:
         file.write(f"nameserver {DNS}\n")
     os.rename(temporary, path)

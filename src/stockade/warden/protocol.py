@@ -3,7 +3,7 @@
 SOCK_SEQPACKET: one message a packet, JSON in UTF-8, descriptors beside it (SCM_RIGHTS). A client numbers its
 requests; answers bear the number and may come in any order.
 
-    → {"op": "hello", "version": 5}                       ← {"re": 0, "ok": {…report…}}
+    → {"op": "hello", "version": 6}                       ← {"re": 0, "ok": {…report…}}
     → {"op": "run", "id": 7, "image": "host", …}          ← {"re": 7, "ok": {…}} with output descriptors
     → {"op": "template", "id": 8, "kind": "fork", …}      ← {"re": 8, "ok": {"template": 0}}
     → {"op": "run", "id": 9, "template": 0, …}            ← {"re": 9, "ok": {…}}
@@ -30,7 +30,7 @@ from typing import Any
 
 __all__ = ["MOST_BYTES", "MOST_DESCRIPTORS", "VERSION", "ProtocolError", "memory_file", "receive", "send"]
 
-VERSION = 5
+VERSION = 6
 MOST_BYTES = 160 * 1024
 """Longest message: what a packet socket takes with the kernel's default buffer sizes (net.core.wmem_default)."""
 MOST_DESCRIPTORS = 12

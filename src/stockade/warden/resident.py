@@ -99,7 +99,8 @@ class Process:
     """Bytes that `Resident` counts for it, ..."""
     charged_as_ended: bool = False
     """... and among which."""
-    is_root: bool = False
+    ids: tuple[int, int] = (UID, UID)
+    """User and group with which it was started."""
     is_once: bool = False
     """Whether it is forgotten once its end has been told: its output is for one reader alone."""
     started: bool = False
@@ -219,7 +220,15 @@ class Resident:
     asked: dict[int, Wait] = field(default_factory=dict)
     """Who waits for an answer of PID 1's, by its number."""
     enders: list[Wait] = field(default_factory=list)
-    """Who waits for the sandbox's end."""
+    """Who waits for the sandbox's end, ..."""
+    removers: list[Wait] = field(default_factory=list)
+    """... and who does to have it gone."""
+    paused_at: float | None = None
+    """Since when it has been standing still, because a client said so."""
+    holds: int = 0
+    """How many want it to stand still now: a client's pause, and copies of its disk that are being made."""
+    refusal: Refused | None = None
+    """Why it could not be made, where its creator is to be told so."""
     traffic: tuple[int, int] = (0, 0)
     """Bytes that came in from outside and that went out."""
     last_usage: dict[str, Any] = field(default_factory=dict)
@@ -244,16 +253,14 @@ class Resident:
         """Whether a client of that user may use it: its maker's, and root's, which may become its maker's user."""
         return uid in (self.owner, 0)
 
-    def begin(self, layer: list[int]) -> None:
-        """Set the limits and tell PID 1 to stay. *layer*'s descriptor stays the caller's.
+    def begin(self, descriptors: list[int]) -> None:
+        """Set the limits and tell PID 1 to stay. *descriptors* (a build's layer, its ground) stay the caller's.
 
         Raises:
             OSError: the cell is dead, or its limits cannot be set; end it.
         """
         request, cell = self.request, self.cell
-        for fd in cell.outputs:
-            os.close(fd)
-        cell.outputs = (-1, -1)
+        cell.close_outputs()
         # One more process than asked for: PID 1 is ours.
         cell.group.limit(
             GroupLimits(
@@ -265,15 +272,17 @@ class Resident:
         )
         self._cpu_base = cell.group.cpu_us()
         cell.group.shed()
-        protocol.send(cell.control, {"stay": request.stay()}, tuple(layer))
+        protocol.send(cell.control, {"stay": request.stay()}, tuple(descriptors))
 
     def order(self, order: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
         """Tell PID 1 something.
 
         Raises:
-            Refused: it has ended, or is too busy to listen.
+            Refused: it has ended, is paused, or is too busy to listen.
         """
         self.demand_alive()
+        if self.paused_at is not None:
+            raise Refused("conflict", f"sandbox {self.name} is paused; resume it first")
         try:
             protocol.send(self.cell.control, order, descriptors)
         except BlockingIOError:
@@ -297,7 +306,7 @@ class Resident:
             "pid": process.pid,
             "signal": number,
             "tree": tree,
-            "root": process.is_root,
+            "ids": process.ids,
         }
         self.order(order, holding)
 
@@ -333,6 +342,37 @@ class Resident:
             del self._late[0]
             _close_all(list(pipes))
         return True
+
+    def hold(self) -> None:
+        """Have all its processes, PID 1 included, stand still until `let_go` is called as often.
+
+        Raises:
+            Refused: the host cannot (`unsupported`).
+        """
+        if not self.holds:
+            self.cell.group.freeze()
+        self.holds += 1
+
+    def let_go(self) -> None:
+        """Take a `hold` back."""
+        self.holds -= 1
+        if not self.holds:
+            self.cell.group.thaw()
+
+    def pause(self) -> None:
+        """Let it stand still until `resume`; its deadline waits. Raises Refused."""
+        self.demand_alive()
+        if self.paused_at is None:
+            self.hold()
+            self.paused_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Let it go on. Nothing happens where it does."""
+        if self.paused_at is not None:
+            paused_s, self.paused_at = time.monotonic() - self.paused_at, None
+            if self.deadline is not None:
+                self.deadline += paused_s
+            self.let_go()
 
     def demand_alive(self) -> None:
         """Raises Refused (`conflict`) when it has ended."""
@@ -383,7 +423,7 @@ class Resident:
             ours.append(file)
             stdin = out = err = None
             if request.terminal is None:
-                stdin, out, err = self._make_pipes(ours, theirs, root=request.root, stdin=request.stdin)
+                stdin, out, err = self._make_pipes(ours, theirs, user=request.ids[0], stdin=request.stdin)
             most = self._ring(request)
             process = Process(
                 name=request.process,
@@ -399,7 +439,7 @@ class Resident:
                 is_terminal=request.terminal is not None,
                 oom_kills=self._oom_kills(),
                 keep=request.keep,
-                is_root=request.root,
+                ids=request.ids,
             )
             ours = []
             order = {
@@ -408,7 +448,7 @@ class Resident:
                 "argv": request.argv,
                 "env": request.env,
                 "cwd": request.cwd,
-                "root": request.root,
+                "ids": request.ids,
                 "terminal": request.terminal,
             }
             watch(process)
@@ -496,9 +536,7 @@ class Resident:
         left = self.request.kept_bytes - self._may_take
         return min(full, max(LEAST_RING, left // 8))  # so that those that come later have some, too
 
-    def _make_pipes(
-        self, ours: list[int], theirs: list[int], *, root: bool, stdin: bool
-    ) -> tuple[int | None, int, int]:
+    def _make_pipes(self, ours: list[int], theirs: list[int], *, user: int, stdin: bool) -> tuple[int | None, int, int]:
         """Our ends of standard input (where it is wanted), output and error; the tenant's belong to the tenant."""
         ends: list[int | None] = [None, None, None]
         for n in range(0 if stdin else 1, 3):
@@ -509,8 +547,8 @@ class Resident:
             ends[n] = mine
             os.set_blocking(mine, False)
             if self.cell.ids is not None:  # so that the program may open /dev/stdin and its like by their paths
-                user = self.cell.ids + (0 if root else UID)
-                os.fchown(other, user, user)
+                owner = self.cell.ids + user
+                os.fchown(other, owner, owner)
         assert ends[1] is not None
         assert ends[2] is not None
         return ends[0], ends[1], ends[2]
@@ -611,7 +649,8 @@ class Resident:
             "buried": self.buried is not None,
             "started_at": self.born_at,
             "ended_at": None if self.ended is None else wall - (now - self.ended),
-            "deadline_at": None if self.deadline is None else wall + self.deadline - now,
+            "deadline_at": None if self.deadline is None else wall + self.deadline - (self.paused_at or now),
+            "paused": self.paused_at is not None,
             "reason": self.reason if self.ended is not None else None,
             "outcome": outcome,
             "exit_code": end["exit_code"] if end is not None else (_KILLED if self.buried is not None else None),

@@ -6,14 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .disks import disk_name
 from .egress_policy import Policy
 from .fields import Refused, command, directory, number, texts, variables, whole
+from .image import UID
+from .init import CAPABILITIES
 from .logs import PATIENCE_S
+from .protocol import MOST_DESCRIPTORS
 
 __all__ = [
     "LEAST_RING",
+    "DiskMount",
     "SpawnRequest",
     "StayRequest",
+    "ids_of",
     "instance_of",
     "name_of",
     "patience_of",
@@ -27,6 +33,22 @@ LEAST_RING = 64 << 10
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LONGEST_S = 366 * 86400.0
 _MOST_RULES = 256
+_IDS = re.compile(r"([0-9]{1,5}):([0-9]{1,5})")
+_HIGHEST_ID = 65534
+_MOST_LAYERS = 127  # their names have to fit the options of one mount
+_MOST_MOUNTS = MOST_DESCRIPTORS - 3  # beside a build's layer, the layers, and the disk
+_OURS = ("", "proc", "dev", "sys")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskMount:
+    """A disk that a sandbox sees at a path."""
+
+    disk: str
+    path: str
+    read_only: bool
+    whole: bool
+    """With the directories in which an overlay file system keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +72,12 @@ class StayRequest:
     kept_bytes: int
     keep_s: float
     layer: bool
+    layers: tuple[str, ...]
+    """Of the image, the uppermost first; empty for the host's."""
+    disk: str | None
+    """`None` for memory."""
+    mounts: tuple[DiskMount, ...]
+    drop_capabilities: tuple[int, ...]
     outgoing: bool
     policy: Mapping[str, Any]
     """Where it may connect, in the words of `egress`."""
@@ -84,9 +112,24 @@ class StayRequest:
             kept_bytes=whole(message, "kept_bytes", 1 << 40),
             keep_s=number(message, "keep_s", _LONGEST_S),
             layer=layer,
+            layers=_layers(message),
+            disk=None if message.get("disk") is None else disk_name(message),
+            mounts=_mounts(message.get("mounts", [])),
+            drop_capabilities=_capabilities(message),
             outgoing=network == "outgoing",
             policy=_policy(message.get("policy") or {}),
         )
+
+    @property
+    def has_ground(self) -> bool:
+        """Whether it stands on more than the host image and memory."""
+        return bool(self.layers or self.disk or self.mounts)
+
+    @property
+    def disks(self) -> dict[str, bool]:
+        """The disks that it uses, and whether it only reads them."""
+        found = {one.disk: one.read_only for one in self.mounts} | dict.fromkeys(self.layers, True)
+        return found if self.disk is None else found | {self.disk: False}
 
     def stay(self) -> dict[str, Any]:
         """What its PID 1 is told: the members of `steward.Stay` that are not descriptors."""
@@ -98,7 +141,18 @@ class StayRequest:
             "open_files": self.open_files,
             "stack_bytes": self.stack_bytes,
             "layer": self.layer,
-            "outgoing": self.policy if self.outgoing else None,
+            "ground": {
+                "layers": self.layers,
+                "disk": self.disk is not None,
+                "mounts": [(one.path, not (self.layers or one.whole or one.read_only)) for one in self.mounts],
+            }
+            if self.has_ground
+            else None,
+            # With a disk, memory holds nothing but what programs share by it.
+            "memory_disk_bytes": self.disk_bytes if self.disk is None else min(self.disk_bytes, self.memory_bytes // 2),
+            "drop_capabilities": self.drop_capabilities,
+            # Without what is diverted: the token is for the egress process, and for nobody inside.
+            "outgoing": {**self.policy, "divert": None} if self.outgoing else None,
         }
 
 
@@ -110,7 +164,8 @@ class SpawnRequest:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     cwd: str
-    root: bool
+    ids: tuple[int, int]
+    """User and group, as the sandbox sees them."""
     terminal: tuple[int, int] | None
     stdin: bool
     """Whether somebody may write to its standard input; else that is /dev/null."""
@@ -122,15 +177,12 @@ class SpawnRequest:
     @classmethod
     def parse(cls, message: Mapping[str, Any]) -> "SpawnRequest":
         """Raises Refused (`invalid`) naming the member that is wrong."""
-        user = message.get("user", "user")
-        if user not in ("user", "root"):
-            raise Refused("invalid", f"user: must be 'user' or 'root', not {user!r}")
         return cls(
             process=name_of(message, "process"),
             argv=command(message, "argv"),
             env=variables(message, "env"),
             cwd=directory(message, "cwd"),
-            root=user == "root",
+            ids=ids_of(message),
             terminal=terminal_of(message) if message.get("terminal") is not None else None,
             stdin=message.get("stdin", True) is True,
             keep=message.get("keep") is True,
@@ -145,6 +197,19 @@ def name_of(message: Mapping[str, Any], member: str) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise Refused("invalid", f"{member}: must be 1 to 64 letters, digits, '_', '.' or '-'")
     return value
+
+
+def ids_of(message: Mapping[str, Any]) -> tuple[int, int]:
+    """User and group of its member `user`: `user`, `root`, or `UID:GID`."""
+    user = message.get("user", "user")
+    if user == "user":
+        return UID, UID
+    if user == "root":
+        return 0, 0
+    numbers = _IDS.fullmatch(user) if isinstance(user, str) else None
+    if numbers is None or max(ids := (int(numbers[1]), int(numbers[2]))) > _HIGHEST_ID:
+        raise Refused("invalid", f"user: must be 'user', 'root' or 'UID:GID' up to {_HIGHEST_ID}, not {user!r}")
+    return ids
 
 
 def instance_of(message: Mapping[str, Any]) -> str:
@@ -178,6 +243,34 @@ def terminal_of(message: Mapping[str, Any]) -> tuple[int, int]:
     return whole(value, "rows", 65535), whole(value, "columns", 65535)
 
 
+def _layers(message: Mapping[str, Any]) -> tuple[str, ...]:
+    names = texts(message, "layers", most=_MOST_LAYERS) if "layers" in message else ()
+    return tuple(disk_name({"layers": name}, "layers") for name in names)
+
+
+def _mounts(value: object) -> tuple[DiskMount, ...]:
+    if not isinstance(value, list) or len(value) > _MOST_MOUNTS or not all(isinstance(one, dict) for one in value):
+        raise Refused("invalid", f"mounts: must be a list of at most {_MOST_MOUNTS} objects")
+    found = []
+    for one in value:
+        path = directory(one, "path")
+        if path.lstrip("/").split("/")[0] in _OURS:
+            raise Refused("invalid", f"mounts: {path} is the sandbox's own; choose another path")
+        flags = {name: one.get(name) is True for name in ("read_only", "whole")}
+        found.append(DiskMount(disk=disk_name(one), path=path, **flags))
+    if len({one.disk for one in found}) != len(found):
+        raise Refused("invalid", "mounts: a disk is named twice")
+    return tuple(found)
+
+
+def _capabilities(message: Mapping[str, Any]) -> tuple[int, ...]:
+    names = texts(message, "drop_capabilities", most=64) if "drop_capabilities" in message else ()
+    if "ALL" in names:
+        return tuple(CAPABILITIES.values())
+    # What root inside does not have anyway is dropped already.
+    return tuple(CAPABILITIES[name] for name in names if name in CAPABILITIES)
+
+
 def _policy(value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise Refused("invalid", "policy: must be an object")
@@ -185,6 +278,7 @@ def _policy(value: object) -> Mapping[str, Any]:
     for member in ("allow_cidrs", "allow_domains", "permit_private", "refuse"):
         given = value.get(member)
         policy[member] = None if given is None else list(texts({member: given}, member, most=_MOST_RULES))
+    policy["divert"] = value.get("divert")
     try:
         Policy.parse(policy)  # before a sandbox is spent on it
     except ValueError as error:

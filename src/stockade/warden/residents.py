@@ -16,12 +16,13 @@ from typing import Any, Protocol
 from . import protocol
 from .agenda import Agenda
 from .cell import Cell
+from .disks import Disks, Reply
 from .egress import Egress
 from .fields import Refused, number, whole
 from .pools import Pools
 from .resident import MAIN, Process, Resident, Wait
 from .resident_output import Answer, Loop, Outputs, Refuse
-from .resident_request import SpawnRequest, StayRequest, name_of, port_of, signal_of, terminal_of
+from .resident_request import SpawnRequest, StayRequest, ids_of, name_of, port_of, signal_of, terminal_of
 
 __all__ = ["Arrival", "Client", "Residents"]
 
@@ -70,13 +71,16 @@ class Arrival:
 class Residents:
     """All sandboxes that live."""
 
-    def __init__(self, pools: Pools, loop: Loop, *, answer: Answer, refuse: Refuse, egress: Egress | None) -> None:
+    def __init__(
+        self, pools: Pools, loop: Loop, *, answer: Answer, refuse: Refuse, egress: Egress | None, disks: Disks
+    ) -> None:
         """Begin with none.
 
         Args:
             answer: sends a client a message with descriptors, which stay ours.
             refuse: sends a client the reason why its question cannot be answered.
             egress: who connects sandboxes to the outside; `None` where nobody does.
+            disks: who has what sandboxes stand on beside the host image.
         """
         self._pools = pools
         self._loop = loop
@@ -85,6 +89,7 @@ class Residents:
         self._agenda: Agenda[Resident] = Agenda()
         self._outputs = Outputs(loop, answer, refuse, self._agenda.put)
         self._egress = egress
+        self._disks = disks
         self._all: dict[str, Resident] = {}
         self._arrivals: dict[str, Arrival] = {}
         self.unburied = 0
@@ -107,6 +112,8 @@ class Residents:
             "stop": self._stop,
             "kill": self._kill,
             "extend": self._extend,
+            "pause": self._pause,
+            "resume": self._resume,
             "remove": self._remove,
             "agent": self._agent,
             "dial": self._dial,
@@ -152,6 +159,7 @@ class Residents:
             arrival.close()
         for resident in list(self._all.values()):
             resident.enders = [one for one in resident.enders if one.client is not client]
+            resident.removers = [one for one in resident.removers if one.client is not client]
             resident.asked = {n: one for n, one in resident.asked.items() if one.client is not client}
             for process in resident.processes.values():
                 process.waits = [one for one in process.waits if one.client is not client]
@@ -199,6 +207,8 @@ class Residents:
         if request.outgoing and self._egress is not None and self._egress.is_lost:
             why = "the process that connects sandboxes to the network has died, and comes back once no sandbox lives"
             raise Refused("unavailable", f"{why}; a sandbox without network can be made")
+        if request.disk is not None and self.uses_of(request.disk):
+            raise Refused("conflict", f"disk {request.disk} is in use")
         for fd in descriptors:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise Refused("invalid", "a layer must be a regular file")
@@ -234,7 +244,10 @@ class Residents:
         resident = Resident(request=arrival.request, owner=arrival.owner, cell=cell, creator=arrival.wait)
         self._loop.forget(cell.control.fileno())
         try:
-            resident.begin(arrival.layer)
+            if arrival.request.has_ground:
+                self._fetch_ground(resident, arrival.layer)
+            else:
+                resident.begin(arrival.layer)
         except (OSError, protocol.ProtocolError):
             cell.kill()
             cell.reap()
@@ -251,6 +264,62 @@ class Residents:
         self._agenda.put(resident, resident.began + _UP_S)
         return True
 
+    def _fetch_ground(self, resident: Resident, layer: list[int]) -> None:
+        """Have what it stands on shown with its own owners, and only then tell its PID 1 to stay."""
+        request, kept = resident.request, [os.dup(fd) for fd in layer]
+
+        def begin(reply: Reply, descriptors: list[int]) -> None:
+            try:
+                if resident.ended is not None:
+                    return  # meanwhile; its burial tells
+                if isinstance(reply, Refused):
+                    resident.refusal = reply
+                    resident.kill("failure")
+                    return
+                try:
+                    resident.begin([*kept, *descriptors])
+                except (OSError, protocol.ProtocolError) as error:
+                    resident.failure = str(error)
+                    resident.kill("failure")
+            finally:
+                for fd in kept:
+                    os.close(fd)
+
+        mounts = [{"disk": one.disk, "read_only": one.read_only, "whole": one.whole} for one in request.mounts]
+        ground = {"layers": list(request.layers), "disk": request.disk, "mounts": mounts}
+        try:
+            self._disks.mount(ground, resident.cell.pid, resident.cell.pidfd, begin)
+        except Refused as error:
+            refusal = error
+            self._loop.put_off(lambda: begin(refusal, []))
+
+    def uses_of(self, disk: str) -> list[str]:
+        """Sandboxes that live, or are about to, and use a disk or layer."""
+        living = [one.request for one in self._all.values() if one.buried is None]
+        arriving = [one.request for one in self._arrivals.values()]
+        return [request.name for request in (*living, *arriving) if disk in request.disks]
+
+    def writers_of(self, disk: str) -> list[str]:
+        """Those of them that may write to it."""
+        requests = [one.request for one in self._all.values() if one.buried is None]
+        requests += [one.request for one in self._arrivals.values()]
+        return [request.name for request in requests if request.disks.get(disk) is False]
+
+    def hold(self, client: Client, name: str) -> None:
+        """Have a sandbox of the client's stand still until `let_go`. Raises Refused."""
+        resident = self._all.get(name)
+        if resident is None or not resident.is_for(client.uid):
+            raise Refused("not_found", f"there is no sandbox {name}")
+        resident.demand_alive()
+        resident.hold()
+
+    def let_go(self, name: str) -> None:
+        """Take a `hold` back; nothing happens where the sandbox is gone."""
+        resident = self._all.get(name)
+        if resident is not None and resident.holds and resident.buried is None:
+            with contextlib.suppress(OSError):  # its group is gone with it
+                resident.let_go()
+
     def _check(self, resident: Resident, now: float) -> float:
         """Enforce what has come due of one; returns when to look again."""
         if resident.buried is not None:
@@ -264,13 +333,14 @@ class Residents:
             resident.kill("failure")
         if resident.ended is not None:
             return math.inf  # its burial schedules what follows
-        if resident.deadline is not None and now >= resident.deadline:
+        if resident.paused_at is None and resident.deadline is not None and now >= resident.deadline:
             resident.kill("deadline")
             return math.inf
         if resident.stop_at is not None and now >= resident.stop_at:
             resident.kill("stop")
             return math.inf
-        due = [one for one in (resident.deadline, resident.stop_at) if one is not None]
+        deadline = resident.deadline if resident.paused_at is None else None
+        due = [one for one in (deadline, resident.stop_at) if one is not None]
         if resident.up is None:
             due.append(resident.began + _UP_S)
         if not resident.kill_late():
@@ -324,6 +394,9 @@ class Residents:
             self._is_up(resident, float(message["up"]), descriptors)
         elif "failed" in message:
             resident.failure = str(message["failed"])[:2000]
+            if message.get("where") == "ground":  # made so by whoever wrote to the disks
+                why = f"the sandbox cannot stand on its image, disk and volumes: {resident.failure}"
+                resident.refusal = Refused("conflict", why)
             resident.kill("failure")
 
     def _is_up(self, resident: Resident, at: float, listeners: list[int]) -> None:
@@ -367,6 +440,7 @@ class Residents:
             resident.traffic = self._egress.close(resident.name)
         resident.settle_end()
         resident.kill_late()  # they are dead
+        cell.close_outputs()
         cell.free()
         for process in list(resident.processes.values()):
             process.close_stdin()
@@ -379,12 +453,16 @@ class Residents:
         if resident.creator is not None:
             wait, resident.creator = resident.creator, None
             why = resident.failure or "it was ended before it was up"
-            self._refuse(wait.client, wait.number, Refused("fault", f"the sandbox could not be made: {why}"))
+            refusal = resident.refusal or Refused("fault", f"the sandbox could not be made: {why}")
+            self._refuse(wait.client, wait.number, refusal)
             self._drop(resident)
             return
         for wait in resident.enders:
             self._answer(wait.client, {"re": wait.number, "ok": resident.info()}, ())
+        for wait in resident.removers:
+            self._answer(wait.client, {"re": wait.number, "ok": {}}, ())
         resident.enders.clear()
+        resident.removers.clear()
         self._agenda.put(resident, time.monotonic() + resident.request.keep_s)
 
     def _drop(self, resident: Resident) -> None:
@@ -598,6 +676,7 @@ class Residents:
         grace_s = number(message, "grace_s", _LONGEST_S)
         main = resident.processes.get(MAIN)
         if resident.ended is None and resident.stop_at is None:
+            resident.resume()  # its main process is asked to end
             resident.stop_at = time.monotonic() + grace_s
             if main is None or main.end is not None:
                 resident.kill("stop")
@@ -620,8 +699,21 @@ class Residents:
         if message.get("lifetime_s") is None:
             resident.deadline = None
         else:
-            resident.deadline = time.monotonic() + number(message, "lifetime_s", _LONGEST_S)
+            began = resident.paused_at or time.monotonic()  # the time that passes while it is paused does not count
+            resident.deadline = began + number(message, "lifetime_s", _LONGEST_S)
             self._agenda.put(resident, resident.deadline)
+        self._answer(client, {"re": message["id"], "ok": resident.info(in_full=False)}, ())
+
+    def _pause(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        resident.pause()
+        self._answer(client, {"re": message["id"], "ok": resident.info(in_full=False)}, ())
+
+    def _resume(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
+        resident = self._find(client, message)
+        resident.demand_alive()
+        resident.resume()
+        self._agenda.put(resident, time.monotonic())
         self._answer(client, {"re": message["id"], "ok": resident.info(in_full=False)}, ())
 
     def _remove(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
@@ -631,18 +723,19 @@ class Residents:
             if refusal.kind != "not_found":
                 raise
         else:
-            if resident.buried is not None:
-                self._drop(resident)
-            else:
+            if resident.buried is None:
                 resident.request = _kept_no_longer(resident.request)
                 resident.kill("kill")
+                resident.removers.append(Wait(client, message["id"]))  # what it stood on is free only then
+                return
+            self._drop(resident)
         self._done(client, message)
 
     def _agent(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         resident = self._find(client, message)
         if len(descriptors) != 1 or not stat.S_ISSOCK(os.fstat(descriptors[0]).st_mode):
             raise Refused("invalid", "an agent needs one socket")
-        resident.order({"do": "agent", "root": message.get("user") == "root"}, (descriptors[0],))
+        resident.order({"do": "agent", "ids": ids_of(message)}, (descriptors[0],))
         self._done(client, message)
 
     def _dial(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:

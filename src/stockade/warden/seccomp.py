@@ -337,6 +337,10 @@ _IPPROTO_DEFAULT, _IPPROTO_TCP, _IPPROTO_UDP = 0, 6, 17
 _NETLINK_ROUTE = 0
 _RLIMIT_CORE = 4
 _TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
+# btrfs: a subvolume in a volume would be no part of it, neither for its limit nor for a snapshot. What is left is what
+# all file systems have under its letter: FICLONE, FICLONERANGE, FIDEDUPERANGE.
+_IOCTL_LETTER, _BTRFS = 0xFF00, 0x9400
+_CLONES = (0x4004_9409, 0x4020_940D, 0xC018_9436)
 _S_IFCHR = 0o020000  # also set in S_IFBLK, in no type that mknod may make without privileges
 
 _INTERNET = (
@@ -378,7 +382,11 @@ _CHECKS: Final[dict[str, Code]] = {
     "socketpair": (*_arg(0), *_one_of((_AF_UNIX,), _YES, _NO_FAMILY)),
     "ioctl": (
         *_arg(1),
-        *_one_of((_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD), _NO, _YES),
+        *_one_of(
+            (_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD),
+            _NO,
+            _one_of(_CLONES, _YES, (*_mask(_IOCTL_LETTER), *_when(_EQUAL, _BTRFS, _NO, _YES))),
+        ),
     ),
     "personality": (*_arg(0), *_one_of((0, 0xFFFFFFFF), _YES, _NO)),
     "mknod": (*_arg(1), *_when(_ANY_BIT, _S_IFCHR, _NO, _YES)),

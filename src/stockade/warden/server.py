@@ -22,6 +22,7 @@ from typing import Any
 
 from . import protocol
 from .cell import Cell, Host
+from .disks import DiskOperations, Disks
 from .egress import Egress
 from .fields import Refused, request_name
 from .journal import say, say_traceback
@@ -93,6 +94,7 @@ class Server:
         first: Cell,
         spares: int,
         egress: Egress | None,
+        disks: Disks,
     ) -> None:
         self._host = host
         self._report = report
@@ -123,7 +125,19 @@ class Server:
             refuse=self._refuse,
             give_up=self.stop,  # whoever started us will start us again
         )
-        self._residents = Residents(self._pools, self, answer=self._answer, refuse=self._send_refusal, egress=egress)
+        self._residents = Residents(
+            self._pools, self, answer=self._answer, refuse=self._send_refusal, egress=egress, disks=disks
+        )
+        self._disks = DiskOperations(
+            disks,
+            answer=self._answer,
+            refuse=self._send_refusal,
+            hold=self._residents.hold,
+            let_go=self._residents.let_go,
+            uses_of=self._residents.uses_of,
+            writers_of=self._residents.writers_of,
+        )
+        self.watch(disks.channel.fileno(), lambda _: self._hear_disks(disks))
         if egress is not None:
             self.watch(egress.channel.fileno(), lambda _: self._hear_egress(egress))
         if listener is not None:
@@ -246,6 +260,12 @@ class Server:
             if self._until_unused:
                 say("that will be once no sandbox lives any more")
 
+    def _hear_disks(self, disks: Disks) -> None:
+        disks.hear()
+        if disks.is_lost:
+            self.forget(disks.channel.fileno())
+            say("the process that keeps disks is dead: there are none until the warden is started again")
+
     # ── clients ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _accept(self) -> None:
@@ -321,7 +341,8 @@ class Server:
             self._answer(client, {"re": number, "ok": {"living": self._residents.living}})
         else:
             try:
-                if not self._residents.obey(client, message, descriptors):
+                obeyed = self._residents.obey(client, message, descriptors)
+                if not obeyed and not self._disks.obey(client, message, descriptors):
                     raise Refused("invalid", f"unknown operation {operation!r}")
             except Refused as refusal:
                 _say_why(str(operation), request_name(message), refusal)

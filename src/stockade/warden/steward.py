@@ -6,13 +6,13 @@ limits and filter from it, so nothing ever has to enter a sandbox from outside.
 
 It never reads what a tenant wrote. It takes orders over its control socket, one JSON message each:
 
-    {"do": "spawn", "n": 3, "argv": …, "env": …, "cwd": …, "root": false, "terminal": null}   stdin, stdout, stderr
-    {"do": "signal", "n": 3, "pid": 7, "signal": 15, "tree": false, "root": false}
-    {"do": "agent", "root": false}                                                       a socket
+    {"do": "spawn", "n": 3, "argv": …, "env": …, "cwd": …, "ids": [1000, 1000], "terminal": null}  stdin, stdout, stderr
+    {"do": "signal", "n": 3, "pid": 7, "signal": 15, "tree": false, "ids": [1000, 1000]}
+    {"do": "agent", "ids": [0, 0]}                                                       a socket
     {"do": "dial", "n": 4, "port": 80, "kind": "tcp"}
 
 (no standard input where that is to be /dev/null) and tells {"up": …}, {"spawned": 3, "pid": 7, …}, {"exited": 3, …},
-{"dialled": 4, …}, {"failed": …}.
+{"dialled": 4, …}, {"failed": …, "where": "ground" or ""}.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from . import agent, init, kernel, layers, outgoing, protocol
+from . import agent, init, kernel, layers, outgoing, protocol, roots
 from .image import UID
 from .mounts import fit_sandbox_root, furnish_sandbox_root
 
@@ -40,6 +40,7 @@ _TIOCGPTN = 0x8004_5430
 _TIOCSPTLCK = 0x4004_5431
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _LOOKS = 16  # until a tree of processes stands still
+_NO_LIMIT = 1 << 62
 _REAPED_A_TURN = 64  # so that one who forks without end does not keep us from the warden's orders
 
 
@@ -55,6 +56,13 @@ class Stay:
     stack_bytes: int
     layer: bool
     """Whether the first descriptor is a layer, to be unpacked over the image."""
+    ground: Mapping[str, Any] | None
+    """What the root is to be made of instead, its descriptors following: `layers` (names), `disk` (whether there is
+    one), `mounts` (paths, and whether they are the user's)."""
+    memory_disk_bytes: int
+    """Of what is written to memory, where the disk is not in memory."""
+    drop_capabilities: list[int]
+    """What root inside does not have."""
     outgoing: Mapping[str, Any] | None
     """Where it may connect, in the words of `egress`; `None` for nowhere."""
     descriptors: list[int]
@@ -65,36 +73,72 @@ def live(birth: init.Birth, stay: Stay) -> NoReturn:
     """Be PID 1 until the warden ends the sandbox. Never returns."""
     control = socket.socket(fileno=birth.control)
     control.setblocking(True)
+    where = ""
     try:
         for one in (birth.stdout, birth.stderr):
             os.close(one)
-        fit_sandbox_root(disk_bytes=stay.disk_bytes, disk_inodes=stay.disk_inodes, cwd=stay.cwd)
-        furnish_sandbox_root()
+        where = "ground"
+        upper = stay.upper if stay.ground is None else _enter_ground(birth, stay, stay.ground)
+        where = ""
+        of_image = stay.ground is not None and bool(stay.ground["layers"])
+        fit_sandbox_root(
+            disk_bytes=stay.memory_disk_bytes,
+            disk_inodes=stay.disk_inodes,
+            cwd=stay.cwd,
+            user=0 if of_image else UID,
+            is_kept=stay.ground is not None,
+        )
+        if not of_image:
+            furnish_sandbox_root(is_kept=stay.ground is not None)
         listeners: tuple[int, ...] = ()
         if stay.outgoing is not None:
             listeners = tuple(outgoing.open_outgoing(stay.outgoing))
-            outgoing.write_resolver_file()
+            # On a disk there may be no place for it, as when it is full, or `/etc` is gone: that is its owner's affair.
+            with contextlib.suppress(*((OSError,) if stay.ground is not None else ())):
+                outgoing.write_resolver_file()
         importance = _open_importance()
-        _become_steward(birth)
-        init.set_rlimits(birth, stay)
+        _become_steward(birth, init.ROOT_CAPABILITIES - set(stay.drop_capabilities))
+        # What a file on a disk may come to, the disk says.
+        init.set_rlimits(birth, stay if stay.ground is None else replace(stay, disk_bytes=_NO_LIMIT))
         kernel.set_seccomp(birth.seccomp)
         if stay.layer:
             layers.unpack(stay.descriptors[0], "/")
-        keep = {birth.control, stay.upper, importance, *listeners}
+        keep = {birth.control, upper, importance, *listeners}
         init.close_all_but(keep | ({birth.cpu_stat} if birth.cpu_stat is not None else set()))
         protocol.send(control, {"up": time.monotonic()}, listeners)
         for one in listeners:
             os.close(one)
-        _Steward(birth, control, stay.upper, importance).work()
+        _Steward(birth, control, upper, importance).work()
     except BaseException as error:  # whatever it is, the warden must hear of it
         with contextlib.suppress(OSError, protocol.ProtocolError):
-            protocol.send(control, {"failed": f"{type(error).__name__}: {error}"[:2000]})
+            protocol.send(control, {"failed": f"{type(error).__name__}: {error}"[:2000], "where": where})
     os._exit(1)
 
 
-def _become_steward(birth: init.Birth) -> None:
-    """Give up everything but what a sandbox's root may do with what is the sandbox's own."""
+def _enter_ground(birth: init.Birth, stay: Stay, ground: Mapping[str, Any]) -> int:
+    sources = iter(stay.descriptors[1 if stay.layer else 0 :])
+    upper = roots.enter(
+        roots.Ground(
+            layers=ground["layers"],
+            layers_source=next(sources) if ground["layers"] else None,
+            disk_source=next(sources) if ground["disk"] else None,
+            mounts=[roots.Mount(source=next(sources), path=path, is_users=own) for path, own in ground["mounts"]],
+            binds=[target for _, target in birth.image.binds],
+            memory_bytes=stay.memory_disk_bytes,
+            memory_inodes=stay.disk_inodes,
+        )
+    )
+    os.close(stay.upper)
+    return upper
+
+
+def _become_steward(birth: init.Birth, roots_capabilities: frozenset[int]) -> None:
+    """Give up everything but what a sandbox's root may do with what is the sandbox's own.
+
+    We keep all of that, for starting processes takes it; what they can have is bounded by *roots_capabilities*.
+    """
     if birth.own_ids:
+        kernel.drop_bounding_set(roots_capabilities)
         kernel.fix_capabilities()
         os.setgroups([])
         _be_user()
@@ -171,7 +215,7 @@ class _Steward:
                 return
             number = self._pids.pop(pid, None)
             if number is not None:
-                disk = os.statvfs("/dev/shm")  # the same file system as everything that can be written
+                disk = os.fstatvfs(self._upper)
                 full = disk.f_bfree == 0 or disk.f_ffree == 0
                 self._tell({"exited": number, "status": status, "at": time.monotonic(), "disk_full": full})
         os.kill(os.getpid(), signal.SIGCHLD)  # there may be more; an order comes first
@@ -181,9 +225,9 @@ class _Steward:
         if what == "spawn":
             self._spawn(order, descriptors)
         elif what == "signal":
-            self._signal(order["n"], order["pid"], order["signal"], tree=order["tree"], root=order["root"])
+            self._signal(order["n"], order["pid"], order["signal"], tree=order["tree"], ids=order["ids"])
         elif what == "agent":
-            self._begin_agent(descriptors[0], root=order["root"])
+            self._begin_agent(descriptors[0], *order["ids"])
         elif what == "dial":
             self._dial(order)
 
@@ -193,7 +237,7 @@ class _Steward:
         number, master = order["n"], -1
         began = time.monotonic()
         try:
-            with self._as_user(root=order["root"]):
+            with self._as_user(*order["ids"]):
                 if order["terminal"] is not None:
                     master, path = _open_terminal(*order["terminal"])
                     actions: list[Any] = [
@@ -226,10 +270,10 @@ class _Steward:
             if master >= 0:
                 os.close(master)
 
-    def _signal(self, number: int, pid: int, what: int, *, tree: bool, root: bool) -> None:
+    def _signal(self, number: int, pid: int, what: int, *, tree: bool, ids: list[int]) -> None:
         """Send a signal to a process that the warden knows, or, once that has ended, to what is left of its group.
 
-        *root*: it was started as root, so only root sees what descends from it (`hidepid`).
+        *ids*: with which it was started: only that user sees what descends from it (`hidepid`).
         """
         if pid not in self._pids:
             pid = next((one for one, known in self._pids.items() if known == number), pid)
@@ -240,7 +284,7 @@ class _Steward:
             return
         others: list[int] = []
         if tree and not has_ended:
-            with self._as_user(root=root):
+            with self._as_user(*ids):
                 others = _descendants(pid, stop=what == signal.SIGKILL)
         # It leads its session, and so cannot have left its process group.
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -264,15 +308,15 @@ class _Steward:
                 os.pwrite(self._importance, b"0", 0)
 
     @contextlib.contextmanager
-    def _as_user(self, *, root: bool) -> Iterator[None]:
-        """Be root of the sandbox for a moment. No capability comes or goes with it; those that we have, root keeps."""
-        if not root:
+    def _as_user(self, uid: int, gid: int) -> Iterator[None]:
+        """Be another user of the sandbox for a moment. No capability comes or goes with it; execve sees to those."""
+        if (uid, gid) == (UID, UID):
             yield
             return
         if not self._birth.own_ids:
-            raise PermissionError(errno.EPERM, "this warden has one user id only: there is no root inside")
-        os.setresgid(0, 0, UID)
-        os.setresuid(0, 0, UID)
+            raise PermissionError(errno.EPERM, "this warden has one user id only: there is no root inside, nor others")
+        os.setresgid(gid, gid, UID)
+        os.setresuid(uid, uid, UID)
         try:
             yield
         finally:
@@ -280,7 +324,7 @@ class _Steward:
             kernel.set_dumpable(dumpable=False)  # changing the ids has set it to what fs.suid_dumpable says
             kernel.set_parent_death_signal(signal.SIGKILL)  # changing the ids has cleared it
 
-    def _begin_agent(self, channel: int, *, root: bool) -> None:
+    def _begin_agent(self, channel: int, uid: int, gid: int) -> None:
         try:
             pid = os.fork()
         except OSError:
@@ -290,17 +334,18 @@ class _Steward:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            init.close_all_but({channel, self._upper})
-            if self._birth.own_ids and root:
-                os.setresgid(0, 0, 0)
-                os.setresuid(0, 0, 0)
-            elif self._birth.own_ids:
-                os.setresgid(UID, UID, UID)
-                kernel.drop_capabilities()
+            # Opened anew: an old descriptor of a directory may not tell of what came since (btrfs).
+            upper = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._upper)
+            init.close_all_but({channel, upper})
+            if self._birth.own_ids:  # else there is one, and all files are its
+                os.setresgid(gid, gid, gid)
+                os.setresuid(uid, uid, uid)
+                if uid:
+                    kernel.drop_capabilities()
             kernel.set_dumpable(dumpable=False)
             kernel.set_parent_death_signal(signal.SIGKILL)
             os.setsid()
-            agent.serve(channel, self._upper)
+            agent.serve(channel, upper)
         finally:
             os._exit(1)
 

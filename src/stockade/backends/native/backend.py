@@ -8,6 +8,7 @@ from typing import Any
 
 from stockade.backends.base import BackendOptions, Feature, Glimpse, Report, SandboxSpec, Warm
 from stockade.backends.native.connection import ANSWER_WITHIN_S, Connection, close_all, error_of
+from stockade.backends.native.disks import NativeDisks
 from stockade.backends.native.launch import connect_or_launch
 from stockade.backends.native.outcomes import decide
 from stockade.backends.native.sandboxes import NativeSandboxes
@@ -75,6 +76,8 @@ class NativeBackend:
             refuse=options.refuse,
         )
         """See `stockade.backends.sandboxing`."""
+        self.disks = NativeDisks(self._connected)
+        """See `stockade.backends.disks`."""
 
     async def start(self) -> None:
         """See `Backend.start`."""

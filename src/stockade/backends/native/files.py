@@ -108,6 +108,53 @@ class NativeFiles:
     async def write_tar(self, path: str, archive: AsyncIterable[bytes]) -> int:
         return self._channel.count(await self._channel.upload("write_tar", archive, path=path), "count")
 
+    async def copy_in(self, path: str, archive: AsyncIterable[bytes], *, is_directory: bool | None = None) -> int:
+        result = await self._channel.upload("copy_in", archive, path=path, is_directory=is_directory)
+        return self._channel.count(result, "count")
+
+    async def copy_out(self, path: str) -> tuple[bool, AsyncIterator[bytes]]:
+        channel = self._channel
+        async with channel.in_turn(keep=True):
+            await channel.request("read_tar", path=path, prefix="./")
+            is_directory = (await channel.head()).get("is_directory")
+            if type(is_directory) is not bool:
+                channel.give_up("it describes a file wrongly")
+        return is_directory, _Data(channel, None)
+
+    async def write_layer(
+        self,
+        path: str,
+        archive: AsyncIterable[bytes],
+        *,
+        keep_set_id: bool = True,
+        most_bytes: int | None = None,
+        most_members: int | None = None,
+    ) -> int:
+        """See `FileAccess.write_layer`. More bytes or members than the most raise LimitExceeded."""
+        limits = {"most_bytes": most_bytes, "most_members": most_members}
+        result = await self._channel.upload("write_layer", archive, path=path, keep_set_id=keep_set_id, **limits)
+        return self._channel.count(result, "size")
+
+    async def save_tree(self, path: str, *, as_image_layer: bool = False) -> AsyncIterator[bytes]:
+        """See `FileAccess.save_tree`. *as_image_layer*: as `write_layer` takes it, instead of `load_tree`."""
+        channel = self._channel
+        async with channel.in_turn(keep=True):
+            await channel.request("save_tree", path=path, as_image_layer=as_image_layer)
+            await channel.head()
+        return _Data(channel, None)
+
+    async def load_tree(
+        self,
+        path: str,
+        content: AsyncIterable[bytes],
+        *,
+        most_bytes: int | None = None,
+        most_members: int | None = None,
+    ) -> int:
+        """See `FileAccess.load_tree`. More bytes or members than the most raise LimitExceeded."""
+        limits = {"most_bytes": most_bytes, "most_members": most_members}
+        return self._channel.count(await self._channel.upload("load_tree", content, path=path, **limits), "size")
+
     async def watch(self, path: str) -> AsyncIterator[tuple[str, str]]:
         """See `FileAccess.watch`. `renamed` has the old path; the new one is `created`. `overflow` says that events
         below a path were lost. Files in a directory that appears may be told twice. Whoever stops early loses the

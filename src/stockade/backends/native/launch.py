@@ -49,7 +49,12 @@ def command(options: BackendOptions) -> list[str]:
     """The warden's argument list without the descriptors."""
     source = str(Path(stockade.__file__).parent.parent)
     paths = [word for path in options.host_paths for word in ("--host-path", path)]
-    return [sys.executable, "-I", "-S", "-c", _BOOT, source, *paths]
+    disks = []
+    if options.disks != "none":
+        disks = ["--disks", str(options.data_dir / "disks"), "--disks-kind", options.disks]
+        if options.disks_bytes is not None:
+            disks += ["--disks-bytes", str(options.disks_bytes)]
+    return [sys.executable, "-I", "-S", "-c", _BOOT, source, *paths, *disks]
 
 
 async def connect_or_launch(options: BackendOptions) -> Warden:

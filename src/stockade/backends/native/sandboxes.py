@@ -53,7 +53,7 @@ class NativeSandboxes:
 
     async def create(self, name: str, spec: LiveSpec) -> LiveSandbox:
         limits, network = spec.limits, spec.network
-        message = {
+        message: dict[str, Any] = {
             "op": "create",
             "sandbox": name,
             "instance": self._instance,
@@ -71,17 +71,33 @@ class NativeSandboxes:
                 "permit_private": self._permit_private,
                 "refuse": self._refuse,
             },
+            "layers": spec.layers,
+            "disk": spec.disk,
+            "mounts": [
+                {"disk": one.disk, "path": one.path, "read_only": one.read_only, "whole": one.is_whole}
+                for one in spec.mounts
+            ],
+            "drop_capabilities": spec.drop_capabilities,
             "limits": {
                 "cpus": limits.cpus,
                 "memory_bytes": limits.memory_bytes,
                 "processes": limits.processes,
-                # It lies in the sandbox's memory: who fills it shall hear that, and not have processes killed.
-                "disk_bytes": min(limits.disk_bytes, limits.memory_bytes - limits.memory_bytes // 8),
+                # In the sandbox's memory, who fills it shall hear that, and not have processes killed.
+                "disk_bytes": limits.disk_bytes
+                if spec.disk is not None
+                else min(limits.disk_bytes, limits.memory_bytes - limits.memory_bytes // 8),
                 "disk_inodes": limits.disk_inodes,
                 "open_files": limits.open_files,
                 "stack_bytes": limits.stack_bytes,
             },
         }
+        if spec.diversion is not None:
+            message["policy"]["divert"] = {
+                "port": spec.diversion.port,
+                "token": spec.diversion.token,
+                "hosts": spec.diversion.hosts,
+                "ports": spec.diversion.ports,
+            }
         passed: list[int] = []
         try:
             if spec.layer is not None:
@@ -206,12 +222,20 @@ class NativeSandboxes:
     async def extend(self, name: str, lifetime_s: float | None) -> None:
         await self._ask({"op": "extend", "sandbox": name, "lifetime_s": lifetime_s})
 
+    async def pause(self, name: str) -> None:
+        """See `stockade.backends.disks.Pausing`."""
+        await self._ask({"op": "pause", "sandbox": name})
+
+    async def resume(self, name: str) -> None:
+        """See `stockade.backends.disks.Pausing`."""
+        await self._ask({"op": "resume", "sandbox": name})
+
     async def remove(self, name: str) -> None:
         self._agents.forget(name)
         await self._ask({"op": "remove", "sandbox": name})
 
     async def files(self, name: str, *, user: str = "user") -> NativeFiles:
-        """See `Sandboxing.files`. *user*: with whose rights, `user` or `root`."""
+        """See `Sandboxing.files`. *user*: with whose rights, as `LiveExec.user`."""
         place = self._agents.place(name, user)
         idle = place.take()
         if idle is not None:
@@ -325,4 +349,5 @@ def _live(facts: dict[str, Any]) -> LiveSandbox:
             bytes_out=usage.get("bytes_out", 0),
         ),
         memory_bytes=usage.get("memory", 0),
+        is_paused=facts["paused"],
     )
