@@ -47,7 +47,14 @@ serve: setup ## Serve on http://127.0.0.1:8080 and print how to use it
 	  scope=(systemd-run --user --scope --quiet -p Delegate=yes --); \
 	exec "$${scope[@]}" $(BIN)/stockade serve $(ARGS)
 
-test: setup test-packages ## Install what the tests need, then run them (ARGS='-k name' for some)
+# The oldest and the newest clients of BoxLite: tests drive them, each in an environment of its own.
+CLIENTS := $(patsubst %,$(VENV)/clients/boxlite-%/.installed,0.9.0 0.10.8)
+$(VENV)/clients/boxlite-%/.installed: | $(STAMP)
+	@$(BIN)/python -m venv $(@D)
+	@if $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps boxlite==$*; then touch $@; \
+	else echo "Not installed: boxlite $*; its tests are skipped" >&2; fi
+
+test: setup test-packages $(CLIENTS) ## Install what the tests need, then run them (ARGS='-k name' for some)
 	@# Several files at a time, each in one process; whoever brings out attacks has not run anything else before.
 	@if [ -n "$(ARGS)" ]; then exec $(BIN)/python -m pytest $(ARGS); fi; \
 	$(BIN)/python -m pytest $(SHARED) $(addprefix --ignore=,$(WARDEN) $(ALONE)) || failed=1; \

@@ -1,6 +1,7 @@
 """Settings of boxes, of the disks they stand on, and of images from elsewhere."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from stockade.settings import setting
@@ -43,6 +44,10 @@ class BoxesConfig:
     sweep_s: float = setting(
         2.0, at_least=0.1, help="Time between two looks for boxes that are to be stopped or removed."
     )
+    secrets_ca: Path | None = setting(
+        None,
+        help="File of certificates (PEM) that hosts may have, beside the system's, to whom secrets are sent.",
+    )
     stop_grace_s: float = setting(
         5.0, at_least=0, at_most=300, help="Time that a box's processes have to end when it is stopped."
     )
@@ -69,5 +74,7 @@ class RegistriesConfig:
     at_once: int = setting(3, at_least=1, at_most=16, help="Layers of an image that are fetched at once.")
     pull_time_s: float = setting(600.0, at_least=1, help="Time that bringing an image here may take.")
     unused_s: float = setting(
-        30 * 86400.0, at_least=60, help="An image that nobody has used for so long is removed; `30d` is a month."
+        30 * 86400.0,
+        at_least=60,
+        help="An image that was pulled and that nobody has used for so long is removed; `30d` is a month.",
     )

@@ -81,6 +81,8 @@ def backend_options(
         warden_socket=named or warden_socket,
         embedded=embedded and named is None,
         instance=instance,
+        disks=config.disks.kind,
+        disks_bytes=config.disks.size_bytes,
         permit_private=config.network.permit_private,
         refuse=config.network.refuse,
     )

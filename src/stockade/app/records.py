@@ -6,13 +6,16 @@ import pwd
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from stockade.accounts import Accounts, Barred, read_key_file, set_aside
+from stockade.app.boxes import running_ground, stands_on, with_boxes
 from stockade.app.sandboxes import running_sandboxes
 from stockade.backends.sandboxing import Sandboxing
 from stockade.config import Config, is_loopback, parse_address
-from stockade.engine import Bindings, Engine, Ports, Processes, Secrets
+from stockade.engine import Bindings, Engine, Ports, Processes, Sandboxes, Secrets
+from stockade.engine.images import Images, host_digest
 from stockade.errors import Fault, Unavailable
 from stockade.store import Database
 from stockade.store.builds import BuildTable
@@ -45,8 +48,13 @@ def database_place(config: Config) -> str | Path:
     return config.database.url or config.data_dir / STATE / _DATABASE_FILE
 
 
-async def prepare_records(config: Config, *, owner: pwd.struct_passwd | None = None) -> str | None:
+async def prepare_records(
+    config: Config, *, owner: pwd.struct_passwd | None = None, with_key: bool = True
+) -> str | None:
     """Make the database, or bring it up to date, and see that there is a key; hand over to *owner* what it is to write.
+
+    Args:
+        with_key: not where nobody would see a new one: the first start of a server shows it.
 
     Returns:
         A new key, which nothing can show again; `None` where there is one already.
@@ -67,14 +75,16 @@ async def prepare_records(config: Config, *, owner: pwd.struct_passwd | None = N
         connections=config.database.connections,
         wait_s=_WAIT_S,
     ) as database:
-        accounts = _accounts(config, database)
-        try:
-            secret = await accounts.operation.ensure_admin(
-                preset=config.server.api_key, imported=imported, server_id=identity
-            )
-        finally:
-            await accounts.close()
-    if imported:
+        secret = None
+        if with_key:
+            accounts = _accounts(config, database)
+            try:
+                secret = await accounts.operation.ensure_admin(
+                    preset=config.server.api_key, imported=imported, server_id=identity
+                )
+            finally:
+                await accounts.close()
+    if imported and with_key:
         set_aside(config.data_dir)
     images = config.data_dir / IMAGES
     try:
@@ -151,7 +161,8 @@ async def open_records(config: Config) -> AsyncIterator[Records]:
 
 @contextlib.asynccontextmanager
 async def with_sandboxes(config: Config, engine: Engine, records: Records) -> AsyncIterator[Engine]:
-    """*engine* with sandboxes that live, those of the server before included; as it is where its backend has none.
+    """*engine* with sandboxes that live, and boxes, those of the server before included; as it is where its backend has
+    none.
 
     Raises:
         Unavailable: the database or the backend does not answer, or a directory cannot be written to.
@@ -161,6 +172,7 @@ async def with_sandboxes(config: Config, engine: Engine, records: Records) -> As
     if sandboxing is None:
         yield engine
         return
+    state, directory = config.data_dir / STATE, config.data_dir / IMAGES
     ports = Ports(
         sandboxing,
         host=config.ports.host,
@@ -170,24 +182,49 @@ async def with_sandboxes(config: Config, engine: Engine, records: Records) -> As
         connections=config.ports.connections,
         connections_of_all=config.ports.connections_of_all,
     )
-    async with (
-        ports.running(),
-        running_sandboxes(
-            backend=sandboxing,
-            table=SandboxTable(database=records.database, server_id=records.server_id),
-            build_table=BuildTable(database=records.database, server_id=records.server_id),
-            ports=ports,
-            on_ended=records.accounts.usage.record_end,
-            barred=Barred(database=records.database).among,
-            limits=engine.limits,
-            live=config.live,
-            images=config.images,
-            builds=config.builds,
-            directory=config.data_dir / IMAGES,
-            host_paths=config.sandbox.host_paths,
-        ) as sandboxes,
-    ):
-        yield replace(
+    content = partial(host_digest, config.sandbox.host_paths)
+    own = Images(aliases=config.images.aliases, host_content=content)
+    living: list[Sandboxes] = []
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(ports.running())
+        ground = await stack.enter_async_context(
+            running_ground(
+                config,
+                engine.backend,
+                database=records.database,
+                server_id=records.server_id,
+                state=state,
+                limits=engine.limits,
+                is_own=own.is_own,
+                stands_on=lambda digest: any(stands_on(one, digest) for one in living),
+            )
+        )
+        images = own
+        if ground is not None:
+            images = Images(
+                aliases=config.images.aliases,
+                host_content=content,
+                stored=ground.images,
+                has_users="own_ids" not in (await engine.backend.report()).missing,
+            )
+        sandboxes = await stack.enter_async_context(
+            running_sandboxes(
+                backend=sandboxing,
+                table=SandboxTable(database=records.database, server_id=records.server_id),
+                build_table=BuildTable(database=records.database, server_id=records.server_id),
+                ports=ports,
+                on_ended=records.accounts.usage.record_end,
+                barred=Barred(database=records.database).among,
+                limits=engine.limits,
+                live=config.live,
+                images=images,
+                builds=config.builds,
+                directory=directory,
+                is_ours=lambda name: ground is not None and name in ground.workshops,
+            )
+        )
+        living.append(sandboxes)
+        engine = replace(
             engine,
             sandboxes=sandboxes,
             ports=ports,
@@ -195,3 +232,16 @@ async def with_sandboxes(config: Config, engine: Engine, records: Records) -> As
             secrets=Secrets(sandboxes),
             bindings=Bindings(sandboxes),
         )
+        if ground is not None:
+            engine = await stack.enter_async_context(
+                with_boxes(
+                    config,
+                    engine,
+                    ground,
+                    database=records.database,
+                    server_id=records.server_id,
+                    state=state,
+                    spool=directory,
+                )
+            )
+        yield engine

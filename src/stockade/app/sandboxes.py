@@ -2,18 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import structlog
 
 from stockade.backends.sandboxing import Sandboxing
-from stockade.config_sandboxes import BuildsConfig, ImagesConfig, LiveConfig
+from stockade.config_sandboxes import BuildsConfig, LiveConfig
 from stockade.engine.builds import BuildOptions, Builds
 from stockade.engine.creations import Creations
-from stockade.engine.images import Images, host_digest
+from stockade.engine.images import Images
 from stockade.engine.limits import LimitPolicy
 from stockade.engine.lives import Lives
 from stockade.engine.ports import Ports
@@ -25,7 +24,7 @@ from stockade.model import Limits, NetworkMode
 from stockade.store.builds import BuildTable
 from stockade.store.sandboxes import SandboxTable
 
-__all__ = ["live_limits", "running_sandboxes"]
+__all__ = ["build_limits", "live_limits", "running_sandboxes"]
 
 log = structlog.get_logger()
 
@@ -52,11 +51,11 @@ async def running_sandboxes(
     on_ended: OnEnded,
     limits: LimitPolicy,
     live: LiveConfig,
-    images: ImagesConfig,
+    images: Images,
     builds: BuildsConfig,
     directory: Path,
-    host_paths: tuple[str, ...] = (),
     barred: Barred | None = None,
+    is_ours: Callable[[str], bool] = lambda _: False,
 ) -> AsyncIterator[Sandboxes]:
     """Sandboxes of all actors during the block, those of the server before included.
 
@@ -65,14 +64,13 @@ async def running_sandboxes(
         on_ended: told of each sandbox that has ended.
         limits: those of runs; `live_limits` makes of them what counts here.
         directory: where built layers lie; this server may write there, and no other uses it.
-        host_paths: directories that the `host` image shows besides.
+        images: what they can be made from.
         barred: says for which accounts nobody may act any more: their sandboxes are killed.
+        is_ours: whether somebody else of this server looks after the sandbox of a name.
 
     Raises:
-        Invalid: an alias leads to no image.
         Unavailable: the database or the backend does not answer, or *directory* cannot be written to.
     """
-    catalogue = Images(aliases=images.aliases, host_content=partial(host_digest, host_paths))
     lives = Lives(
         table=table,
         backend=backend,
@@ -91,21 +89,21 @@ async def running_sandboxes(
     ports.bound = lives.bound_port
     layers = Builds(
         backend=backend,
-        images=catalogue,
+        images=images,
         table=build_table,
         directory=directory,
         options=_build_options(builds, limits.maximum),
         tasks=lives.tasks,
     )
     policy = live_limits(limits, live)
-    creations = Creations(lives=lives, images=catalogue, builds=layers, limits=policy)
+    creations = Creations(lives=lives, images=images, builds=layers, limits=policy)
     sandboxes = Sandboxes(
         lives=lives,
         creations=creations,
-        images=catalogue,
+        images=images,
         builds=layers,
         limits=policy,
-        reconciler=Reconciler(lives=lives, creations=creations, builds=layers),
+        reconciler=Reconciler(lives=lives, creations=creations, builds=layers, is_ours=is_ours),
     )
     async with sandboxes.running():
         if barred is not None:
@@ -122,8 +120,9 @@ async def _kill_barred(sandboxes: Sandboxes, barred: Barred) -> None:
         await asyncio.sleep(BARRED_S)
 
 
-def _build_options(builds: BuildsConfig, maximum: Limits) -> BuildOptions:
-    limits = replace(
+def build_limits(builds: BuildsConfig, maximum: Limits) -> Limits:
+    """The limits of a sandbox in which something is built."""
+    return replace(
         maximum,
         wall_s=builds.time_s,
         cpu_s=builds.time_s * max(1.0, maximum.cpus),
@@ -131,8 +130,11 @@ def _build_options(builds: BuildsConfig, maximum: Limits) -> BuildOptions:
         disk_bytes=builds.disk_bytes,
         processes=builds.processes,
     )
+
+
+def _build_options(builds: BuildsConfig, maximum: Limits) -> BuildOptions:
     return BuildOptions(
-        limits=limits,
+        limits=build_limits(builds, maximum),
         network=NetworkMode(builds.network),
         most_at_once=builds.at_once,
         layer_bytes=builds.layer_bytes,

@@ -5,8 +5,10 @@ import sys
 
 import typer
 
+from stockade.cli.box import box
 from stockade.cli.executor import TO_THE_END, executor
 from stockade.cli.failures import complain
+from stockade.cli.image import image
 from stockade.cli.inspect import doctor, languages, version
 from stockade.cli.jobs import jobs
 from stockade.cli.keys import keys
@@ -37,6 +39,8 @@ app.command()(doctor)
 app.command()(worker)
 app.command()(warden)
 app.add_typer(sandbox, name="sandbox")
+app.add_typer(box, name="box")
+app.add_typer(image, name="image")
 app.add_typer(keys, name="keys")
 app.add_typer(users, name="users")
 app.add_typer(jobs, name="jobs")

@@ -4,23 +4,31 @@ from dataclasses import dataclass
 
 from stockade.backends.base import Backend
 from stockade.engine.bindings import Bindings
+from stockade.engine.box_archives import BoxArchives
+from stockade.engine.boxes import Boxes
 from stockade.engine.compilations import Compilations
+from stockade.engine.image_store import ImageStore
 from stockade.engine.jobs import Jobs
 from stockade.engine.languages import Language, Languages
 from stockade.engine.limits import LimitPolicy
 from stockade.engine.ports import Ports
 from stockade.engine.processes import Processes
 from stockade.engine.queue import Queue
+from stockade.engine.registry_credentials import RegistryCredentials
 from stockade.engine.runs import Runs
 from stockade.engine.sandboxes import Sandboxes
 from stockade.engine.secrets import Secrets
 from stockade.engine.templates import Templates
 from stockade.engine.toolchains import Toolchains
+from stockade.engine.volumes import Volumes
 
 __all__ = [
     "Bindings",
+    "BoxArchives",
+    "Boxes",
     "Compilations",
     "Engine",
+    "ImageStore",
     "Jobs",
     "Language",
     "Languages",
@@ -28,11 +36,13 @@ __all__ = [
     "Ports",
     "Processes",
     "Queue",
+    "RegistryCredentials",
     "Runs",
     "Sandboxes",
     "Secrets",
     "Templates",
     "Toolchains",
+    "Volumes",
 ]
 
 
@@ -59,3 +69,12 @@ class Engine:
     """Which port of each answers for the whole."""
     jobs: Jobs | None = None
     """Runs that are queued; `None` where there is no queue."""
+    boxes: Boxes | None = None
+    """Sandboxes that can be stopped and started again; `None`, as what follows, where the backend has no disks."""
+    volumes: Volumes | None = None
+    images: ImageStore | None = None
+    """Those that were brought here from elsewhere."""
+    registries: RegistryCredentials | None = None
+    """What accounts log in with where images come from."""
+    archives: BoxArchives | None = None
+    """Boxes as files."""

@@ -220,12 +220,12 @@ class Builds:
                 took_s = round(time.monotonic() - began, 3)
                 self.made += outcome == "made"
                 self.failed += outcome != "made"
-                log.info(f"build.{outcome}", digest=digest, image=image.name, took_s=took_s)
+                log.info(f"build.{outcome}", digest=digest, image=image.title, took_s=took_s)
                 await asyncio.to_thread(self._write_log, digest, build_log.content)
         now = moment(self.clock())
         build = ImageBuild(
             digest=digest,
-            base_image=image.name,
+            base_image=image.title,
             size_bytes=size,
             duration_s=took_s,
             created_at=now,
@@ -238,6 +238,7 @@ class Builds:
         name = f"build-{digest[:12]}-{secrets.token_hex(8)}"
         live = LiveSpec(
             image=image.name,
+            layers=image.layers,
             limits=options.limits,
             cwd=image.cwd,
             lifetime_s=options.limits.wall_s,

@@ -19,6 +19,7 @@ from stockade.engine.lives import Lives, moment
 from stockade.engine.sandbox_requests import new_sandbox
 from stockade.errors import Conflict, StockadeError, Unavailable
 from stockade.model import Actor, EndedBy, Sandbox, SandboxRequest, SandboxState
+from stockade.store.box_rows import owner_of
 
 __all__ = ["Creations"]
 
@@ -83,7 +84,7 @@ class Creations:
     async def _create(
         self, actor: Actor, request: SandboxRequest, reading: Reading | None
     ) -> tuple[Sandbox, Streams | None]:
-        image = self._images.find(request.image)
+        image = self._images.find(request.image, owner_of(actor.account_id, actor.id))
         sandbox = new_sandbox(actor, request, image, limits=self._limits, now=moment(self._lives.clock()))
         if sandbox.id in self._under_way or sandbox.id in self._lives:
             raise Conflict(f"there is a sandbox {sandbox.id} already")
@@ -128,6 +129,11 @@ class Creations:
                     lifetime_s=sandbox.limits.wall_s,
                     network=sandbox.network,
                     layer=layer,
+                    layers=creation.image.layers,
+                    disk=creation.request.disk,
+                    mounts=creation.request.mounts,
+                    drop_capabilities=creation.request.drop_capabilities,
+                    diversion=creation.request.diversion,
                     log_bytes=self._lives.options.log_bytes,
                     kept_bytes=self._lives.options.kept_bytes,
                     keep_s=self._lives.options.facts_s,

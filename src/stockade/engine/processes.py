@@ -78,10 +78,15 @@ class Processes:
         """Bytes of lines that have not ended, which readers hold, by sandbox."""
         self._killing: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
-    async def start(self, actor: Actor, sandbox_id: str, spec: ExecSpec, *, id: str) -> LiveProcess:
-        """Start a process called *id*, without input, that goes on when its caller is gone.
+    async def start(
+        self, actor: Actor, sandbox_id: str, spec: ExecSpec, *, id: str, has_input: bool = False
+    ) -> LiveProcess:
+        """Start a process called *id* that goes on when its caller is gone.
 
         When the caller is cancelled before it has an answer, it does not stay.
+
+        Args:
+            has_input: whether somebody may write to it, as *spec* says; else its standard input is `/dev/null`.
 
         Raises:
             NotFound: there is no such sandbox.
@@ -92,7 +97,8 @@ class Processes:
         if not _ID.fullmatch(id):
             raise Invalid(f"id: {id!r} must be 1 to 48 of a-z, 0-9 and -")
         row = await self._sandboxes.require_running(actor, sandbox_id)
-        live = self._sandboxes.live_exec(row, replace(spec, stdin=False), keep=True, log_bytes=self._log_bytes)
+        spec = spec if has_input else replace(spec, stdin=False)
+        live = self._sandboxes.live_exec(row, spec, keep=True, log_bytes=self._log_bytes)
         starting = self._tasks.start(self._start(row, id, live), name=f"start {id} in {row.id}")
         try:
             return await asyncio.shield(starting)

@@ -13,6 +13,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from datetime import datetime
 
 import structlog
@@ -37,8 +38,17 @@ _PRECISION_S = 0.5
 class Reconciler:
     """Brings records and sandboxes together, and clears away what is over."""
 
-    def __init__(self, *, lives: Lives, creations: Creations, builds: Builds) -> None:
+    def __init__(
+        self,
+        *,
+        lives: Lives,
+        creations: Creations,
+        builds: Builds,
+        is_ours: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """Take what it needs; *is_ours* says whether somebody else here looks after the sandbox of a name."""
         self._lives = lives
+        self._is_others = is_ours
         self._creations = creations
         self._builds = builds
 
@@ -100,7 +110,7 @@ class Reconciler:
 
     def _is_ours(self, name: str) -> bool:
         """Whether somebody in this process looks after it already."""
-        return name in self._lives or name in self._creations or name in self._builds
+        return name in self._lives or name in self._creations or name in self._builds or self._is_others(name)
 
     async def _settle(self, row: Sandbox, live: LiveSandbox | None) -> None:
         """See to a record that has not ended and that nobody here looks after."""

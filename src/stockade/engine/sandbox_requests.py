@@ -28,6 +28,8 @@ __all__ = ["checked_command", "checked_environment", "checked_path", "checked_us
 MOST_PORTS = 64
 """Ports of one sandbox that may be exposed, beside the one that leads to the bound port."""
 
+_USER = re.compile(r"([0-9]{1,5}):([0-9]{1,5})")
+_HIGHEST_ID = 65534
 _ID = re.compile(r"[a-z0-9_-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DOMAIN = re.compile(r"(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -54,7 +56,7 @@ def new_sandbox(actor: Actor, request: SandboxRequest, image: Image, *, limits: 
         command=checked_command(image.command if request.command is None else request.command),
         env=checked_environment(request.env),
         cwd=image.cwd if request.cwd is None else checked_path(request.cwd, what="cwd"),
-        user=checked_user(request.user),
+        user=checked_user(image.user if request.user is None else request.user),
         limits=_checked_limits(actor, request.limits, limits),
         network=_checked_network(request.network),
         labels=dict(request.labels),
@@ -113,11 +115,12 @@ def checked_user(user: str) -> str:
     """*user*, if processes can be started as it.
 
     Raises:
-        Invalid: it is neither `user` nor `root`.
+        Invalid: it is neither `user` nor `root` nor two numbers.
     """
-    if user not in ("user", "root"):
-        raise Invalid(f"user: must be user or root (got {user!r})")
-    return user
+    ids = _USER.fullmatch(user)
+    if user in ("user", "root") or (ids and max(int(ids[1]), int(ids[2])) <= _HIGHEST_ID):
+        return user
+    raise Invalid(f"user: must be user, root, or UID:GID up to {_HIGHEST_ID} (got {user[:100]!r})")
 
 
 def _checked_limits(actor: Actor, asked: Limits, policy: LimitPolicy) -> Limits:

@@ -32,6 +32,7 @@ from stockade.model import (
     SandboxState,
     Usage,
 )
+from stockade.store.box_rows import owner_of
 from stockade.store.sandboxes import Page
 
 __all__ = ["Execution", "Page", "Sandboxes", "UsageNow"]
@@ -398,7 +399,9 @@ class Sandboxes:
         env = {**row.env, **checked_environment(spec.env)}
         return LiveExec(
             argv=command,
-            env=self.images.find(row.image).environment(env, user=user, has_terminal=spec.terminal is not None),
+            env=self.images.find(row.image, owner_of(row.account_id, row.key_id)).environment(
+                env, user=user, has_terminal=spec.terminal is not None
+            ),
             cwd=row.cwd if spec.cwd is None else checked_path(spec.cwd, what="cwd", base=row.cwd),
             user=user,
             terminal=spec.terminal,
@@ -412,7 +415,7 @@ class Sandboxes:
         """The files of a sandbox that runs, during the block.
 
         Args:
-            user: with whose rights, `user` or `root`; `None` for the user of the main process.
+            user: with whose rights, `user`, `root` or `UID:GID`; `None` for the user of the main process.
 
         Raises:
             NotFound: as `get`.

@@ -66,3 +66,5 @@ class ImageRecord:
     used_at: datetime
     names: tuple[str, ...] = ()
     """Further references and aliases that lead to it."""
+    brought_by: str = ""
+    """The account (or, of who has none, the key) that it was brought here for; empty for the operator."""

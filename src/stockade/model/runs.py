@@ -36,6 +36,16 @@ class Actor:
     monthly_cost_limit_cents: int | None = None
     """Of its account, for all keys together, in a UTC month."""
 
+    @property
+    def owner(self) -> str:
+        """Whose its boxes, volumes and images are, and whose names they have."""
+        return owner_of(self.account_id, self.id)
+
+
+def owner_of(account_id: str, key_id: str) -> str:
+    """Whose something is: the account's, or the key's own where there is none."""
+    return account_id or key_id
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:

@@ -127,7 +127,9 @@ def api_error(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
     message = code = ""
     if isinstance(document, dict):
         code = str(document.get("code") or "")
-        message = str(document.get("error") or document.get("detail") or document.get("title") or "")
+        # BoxLite's bodies, which the commands on boxes and images meet, have an object where others have the text.
+        texts = (document.get(name) for name in ("error", "message", "detail", "title"))
+        message = next((text for text in texts if isinstance(text, str) and text), "")
     kind = KINDS.get(status, ServerError if status >= 500 else ApiError)
     return kind(
         status,

@@ -8,7 +8,16 @@ from typing import Any
 
 from stockade.model import EndedBy, Limits, Network, NetworkMode, Outcome, Port, Protocol, Sandbox, SandboxState, Usage
 
-__all__ = ["SANDBOX_COLUMNS", "sandbox_from_row", "sandbox_to_row"]
+__all__ = [
+    "SANDBOX_COLUMNS",
+    "limits_from_row",
+    "limits_to_row",
+    "network_from_row",
+    "network_to_row",
+    "plain",
+    "sandbox_from_row",
+    "sandbox_to_row",
+]
 
 SANDBOX_COLUMNS = tuple(one.name for one in fields(Sandbox))
 
@@ -23,7 +32,7 @@ def sandbox_to_row(given: Sandbox | Mapping[str, Any]) -> dict[str, Any]:
         given = {name: getattr(given, name) for name in SANDBOX_COLUMNS}
     elif unknown := given.keys() - set(SANDBOX_COLUMNS):
         raise TypeError(f"a sandbox has no {', '.join(sorted(unknown))}")
-    return {name: _TO.get(name, _plain)(value) for name, value in given.items()}
+    return {name: _TO.get(name, plain)(value) for name, value in given.items()}
 
 
 def sandbox_from_row(row: Any) -> Sandbox:
@@ -35,7 +44,8 @@ def sandbox_from_row(row: Any) -> Sandbox:
     return Sandbox(**members)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as a column that is no JSON has it."""
     if isinstance(value, StrEnum):
         return value.value
     return _text(value) if isinstance(value, str) else value
@@ -46,17 +56,22 @@ def _text(value: str) -> str:
     return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
 
 
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+def limits_to_row(limits: Limits) -> dict[str, Any]:
     """JSON knows no infinity: `null` stands for it."""
-    return {name: None if value == math.inf else value for name, value in values.items()}
+    return {name: None if value == math.inf else value for name, value in vars(limits).items()}
 
 
-def _limits(values: Mapping[str, Any]) -> Limits:
+def limits_from_row(values: Mapping[str, Any]) -> Limits:
     known: dict[str, Any] = {name: math.inf if value is None else value for name, value in values.items()}
     return Limits(**known)
 
 
-def _network(values: Mapping[str, Any]) -> Network:
+def network_to_row(network: Network) -> dict[str, Any]:
+    """As `asdict` has it, which copies all there is, a word at a time."""
+    return {**vars(network), "ports": [vars(port) for port in network.ports]}
+
+
+def network_from_row(values: Mapping[str, Any]) -> Network:
     def names(key: str) -> tuple[str, ...] | None:
         return None if values[key] is None else tuple(values[key])
 
@@ -71,7 +86,7 @@ def _network(values: Mapping[str, Any]) -> Network:
     )
 
 
-def _record(value: Network | Usage | None) -> dict[str, Any] | None:
+def _record(value: Usage | None) -> dict[str, Any] | None:
     return None if value is None else asdict(value)
 
 
@@ -79,15 +94,15 @@ _TO: Mapping[str, Callable[[Any], Any]] = {
     "command": list,
     "env": dict,
     "labels": dict,
-    "limits": lambda value: _finite(asdict(value)),
-    "network": _record,
+    "limits": limits_to_row,
+    "network": network_to_row,
     "usage": _record,
 }
 _FROM: Mapping[str, Callable[[Any], Any]] = {
     "state": SandboxState,
     "command": tuple,
-    "limits": _limits,
-    "network": _network,
+    "limits": limits_from_row,
+    "network": network_from_row,
     "ended_by": EndedBy,
     "outcome": Outcome,
     "usage": lambda value: Usage(**value),

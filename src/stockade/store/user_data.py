@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, or_, select, update
 
+from stockade.store.image_tables import registry_credentials
 from stockade.store.tables import account_limits, accounts, api_keys, audit_log, quota_requests, sandboxes
 
 __all__ = ["anonymise", "quota_requests_of", "sandboxes_of", "switch_keys_off"]
@@ -51,6 +52,7 @@ def anonymise(connection: Connection, account_id: str) -> None:
     """Remove what names the owner of an account, or what they wrote. What was used, when and by which key, stays."""
     connection.execute(delete(quota_requests).where(quota_requests.c.key_id.in_(_keys_of(account_id))))
     connection.execute(delete(account_limits).where(account_limits.c.account_id == account_id))
+    connection.execute(delete(registry_credentials).where(registry_credentials.c.account_id == account_id))
     connection.execute(update(accounts).where(accounts.c.id == account_id).values(email=""))
     connection.execute(
         update(api_keys).where(api_keys.c.account_id == account_id).values(name="", description="", is_active=False)

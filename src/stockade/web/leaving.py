@@ -1,4 +1,4 @@
-"""What a user who is locked, or goes, has outside the database of accounts: sandboxes that live, and jobs."""
+"""What a user who is locked, or goes, has outside the database of accounts: sandboxes that live, boxes, and jobs."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ class Leaving:
                 raise failure
 
     async def forget(self, account_id: str) -> None:
-        """As `stop`, and remove the jobs once they have ended.
+        """As `stop`, and remove boxes, volumes, images and, once they have ended, jobs.
 
         Raises:
             Unavailable: something does not end, or a database is away; it can be repeated.
@@ -47,6 +47,10 @@ class Leaving:
         await self.stop(account_id)
         if self.engine.sandboxes is not None:
             await self.engine.sandboxes.kill_of_account(account_id)  # what could not be killed is told now
+        if self.engine.boxes is not None:
+            await self.engine.boxes.remove_of_account(account_id)
+        if self.engine.images is not None:
+            await self.engine.images.remove_of_account(account_id)
         if self.engine.jobs is not None:
             async with _in_time():
                 await _remove_jobs(self.engine.jobs, account_id)

@@ -1,10 +1,12 @@
-"""WebSocket connections: uvicorn's, on the `websockets` library without its own I/O, with three changes.
+"""WebSocket connections: uvicorn's, on the `websockets` library without its own I/O, with four changes.
 
 - A client that takes nothing of its stream is kept, with the little that is on its way to it. The time-out for taking
   an answer (TCP_USER_TIMEOUT), which the listening socket hands down, is for answers that would else stay in memory;
   here the sender waits. A peer that is gone is noticed by the kernel, which repeats our pings for a quarter of an hour.
 - What clients have sent of messages that are not yet complete is bounded for all of them together.
 - A refusal before the upgrade is nothing to be logged, and neither is a request's query: an exec's arguments are in it.
+- An application can send a ping at a moment of its own choice (`PING`): some clients give up a connection on which
+  nothing comes for a while, sooner than all others need.
 """
 
 import contextlib
@@ -14,15 +16,19 @@ from asyncio.transports import BaseTransport
 from typing import Any, ClassVar
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
 
 from stockade.wire.frames import MOST_MESSAGE_BYTES
 
-__all__ = ["MOST_HELD_BYTES", "MOST_WEBSOCKET_BYTES", "PING_S", "WebSocketConnection"]
+__all__ = ["MOST_HELD_BYTES", "MOST_WEBSOCKET_BYTES", "PING", "PING_S", "WebSocketConnection"]
 
 MOST_WEBSOCKET_BYTES = MOST_MESSAGE_BYTES
 """The longest message that is taken; a longer one closes the connection (1009)."""
 PING_S = 20.0
 """Between two pings: proxies take a connection without traffic for dead."""
+PING = "stockade.ping"
+"""ASGI extension of our server's WebSocket connections: `now()` sends a ping, and says whether the connection is still
+there, which who does not read from it is told by nothing else."""
 MOST_HELD_BYTES = 256 * 1024 * 1024
 """Of messages that have begun to come, of all clients together; past that, who sends more is cut off (1013)."""
 _SMALL_BYTES = 1024 * 1024
@@ -62,6 +68,19 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
             self.conn.fail(_TRY_AGAIN_LATER, "the server holds too much of unfinished messages")
             self.handle_parser_exception()
             self._hold(0)
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if self.handshake_initiated and not self.handshake_complete:  # else it was refused, and nothing will be asked
+            self.scope["extensions"][PING] = {"now": self._ping}
+
+    def _ping(self) -> bool:
+        if self.close_sent or self.transport.is_closing():
+            return False
+        if self.writable.is_set():  # else there is more than a ping on its way already
+            self.conn.send_ping(b"")
+            self.transport.write(b"".join(self.conn.data_to_send()))
+        return True
 
     async def send(self, message: Any) -> None:
         await super().send(message)

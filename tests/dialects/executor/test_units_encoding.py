@@ -5,7 +5,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockade.dialects.executor.encoding import decode, incomplete, json_array_of, json_text
+from stockade.dialects.executor.encoding import decode, json_array_of, json_text
+from stockade.wire.characters import incomplete
 
 BORDERS = bytes([0x0A, 0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC1, 0xC2, 0xDF, 0xE0, 0xE1, 0xEC, 0xED,
                  0xEE, 0xEF, 0xF0, 0xF1, 0xF3, 0xF4, 0xF5, 0xFF])  # fmt: skip

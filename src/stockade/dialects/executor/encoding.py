@@ -9,7 +9,7 @@ import json
 import re
 from json.encoder import encode_basestring_ascii
 
-__all__ = ["decode", "incomplete", "json_array_of", "json_lines", "json_text"]
+__all__ = ["decode", "json_array_of", "json_lines", "json_text"]
 
 _CUT_OFF = re.compile(
     rb"[\xe0-\xf4][\x80-\xbf](?:(?![\x80-\xbf])|(?<=[\xf0-\xf4][\x80-\xbf])[\x80-\xbf](?![\x80-\xbf]))"
@@ -21,8 +21,6 @@ Those of them that cannot begin any are decoded one by one in any case, so they 
 _SIMPLE = bytes(range(0x20, 0x7F)) + b"\t\n"
 _ESCAPES = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\t", b"\\t"))
 """In this order: the first is in what the others become."""
-_BEGUN = re.compile(rb"(?:[\xc2-\xf4]|[\xe0-\xf4][\x80-\xbf]|[\xf0-\xf4][\x80-\xbf]{2})\Z")
-"""Bytes at the end that may be the beginning of a character."""
 
 
 def decode(data: bytes) -> str:
@@ -36,12 +34,6 @@ def decode(data: bytes) -> str:
 
 def _all_ff(found: "re.Match[bytes]") -> bytes:
     return b"\xff" * len(found[0])
-
-
-def incomplete(data: bytes) -> int:
-    """How many bytes at the end of *data* may belong to a character that goes on in what follows: 0 to 3."""
-    begun = _BEGUN.search(data, max(0, len(data) - 3))
-    return len(data) - begun.start() if begun else 0
 
 
 def json_text(data: bytes) -> bytes:

@@ -20,12 +20,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stockade.backends.sandboxing import FileAccess
-from stockade.dialects.executor.encoding import decode, incomplete, json_text
+from stockade.dialects.executor.encoding import decode, json_text
 from stockade.dialects.executor.operation import Caller, Fields, Operation
 from stockade.dialects.executor.replies import JSON, json_reply
 from stockade.dialects.executor.sending import Emit, Streaming
 from stockade.errors import StockadeError, Unavailable
 from stockade.model import Actor, FileInfo, FileKind, Sandbox
+from stockade.wire.characters import incomplete
 
 __all__ = ["FileSandboxes", "file_operations"]
 

@@ -5,7 +5,8 @@ import tempfile
 from collections.abc import AsyncGenerator
 from typing import IO
 
-from stockade.dialects.executor.encoding import incomplete, json_text
+from stockade.dialects.executor.encoding import json_text
+from stockade.wire.characters import incomplete
 
 __all__ = ["IN_MEMORY", "PIECE", "NoRoom", "Room", "Spool"]
 

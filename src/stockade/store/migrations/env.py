@@ -2,7 +2,8 @@
 
 from alembic import context
 
-from stockade.store import job_tables, user_tables  # noqa: F401 (their tables belong to the metadata)
+# Their tables belong to the metadata.
+from stockade.store import box_tables, image_tables, job_tables, user_tables  # noqa: F401
 from stockade.store.tables import metadata
 
 context.configure(
