@@ -158,7 +158,7 @@ async def test_links_on_a_disk_give_nobody_what_is_roots(backend: NativeBackend,
             )
 
 
-@pytest.mark.parametrize("link", ["/", "../../..", "/proc", "/dev", "/proc/self/root", "/../usr"])
+@pytest.mark.parametrize("link", ["/", "../../..", "/proc", "/dev", "/proc/self/root", "/../etc"])
 async def test_links_lead_a_volume_to_nowhere_outside_the_disk(
     backend: NativeBackend, sandboxing: NativeSandboxes, link: str
 ) -> None:

@@ -311,19 +311,28 @@ def test_disks_never_want_more_than_the_host_has(btrfs: Callable[..., Keeper], m
     def have(megabytes: int) -> None:
         host[:] = (megabytes * MB).to_bytes(8, "little")
 
-    monkeypatch.setattr("stockade.warden.ballast._most_bytes", lambda _: int.from_bytes(host[:], "little"))
-    monkeypatch.setattr(disks_process, "_TRIM_S", 0.05)
+    def most_bytes(directory: int) -> int:
+        taken = os.stat("disks.img", dir_fd=directory).st_blocks * 512
+        return max(0, int.from_bytes(host[:], "little") - taken)
+
+    monkeypatch.setattr("stockade.warden.disk_room._most_bytes", most_bytes)
+    monkeypatch.setattr(disks_process, "_FIT_S", 0.05)
     have(10_000)
     keeper = btrfs(size_bytes=1000 * MB)
     skip_where_there_are_none(keeper)
     keeper.make("d", size_bytes=900 * MB)
-    ballast = keeper.root / "ballast"
-    assert ballast.stat().st_size == 0
-    have(400)
-    until(lambda: ballast.stat().st_size > 400 * MB)
+
+    def size() -> int:
+        room = os.statvfs(keeper.root)
+        return room.f_blocks * room.f_frsize
+
+    assert size() == 1000 * MB
+    have(300)
+    until(lambda: size() < 500 * MB)
     assert fill(keeper, "d", 500) == errno.ENOSPC
+    assert keeper.refusal("make", disk="another", size_bytes=MB) == "unavailable"
     have(10_000)
-    until(lambda: ballast.stat().st_size == 0 and fill(keeper, "d", 500) is None)
+    until(lambda: size() == 1000 * MB and fill(keeper, "d", 500) is None)
     keeper.make("more")
 
 

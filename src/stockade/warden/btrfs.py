@@ -16,7 +16,15 @@ import os
 import struct
 from collections.abc import Iterator
 
-__all__ = ["Subvolumes", "delete_stale_groups", "file_system_id", "has_quotas", "resize_to_device", "start_quotas"]
+__all__ = [
+    "Subvolumes",
+    "delete_stale_groups",
+    "file_system_id",
+    "has_quotas",
+    "laid_out_bytes",
+    "resize",
+    "start_quotas",
+]
 
 
 def _code(kind: int, number: int, size: int) -> int:
@@ -56,9 +64,9 @@ _MAX_REFERENCED = 1
 _NO_LIMIT = (1 << 64) - 1
 
 # <linux/btrfs_tree.h>
-_ROOT_TREE, _QUOTA_TREE = 1, 8
+_ROOT_TREE, _DEVICE_TREE, _QUOTA_TREE = 1, 4, 8
 _FIRST_FREE, _LAST = 256, (1 << 48) - 1
-_ROOT_REF, _STATUS, _INFO, _LIMIT = 156, 240, 242, 244
+_ROOT_REF, _DEVICE_EXTENT, _STATUS, _INFO, _LIMIT = 156, 204, 240, 242, 244
 _IS_ON, _IS_INCONSISTENT, _IS_SIMPLE = 1, 4, 8
 
 
@@ -181,9 +189,16 @@ def delete_stale_groups(directory: int, disks: Iterator[int]) -> None:
                 fcntl.ioctl(directory, _GROUP_CREATE, bytearray(struct.pack("=QQ", 0, number)))
 
 
-def resize_to_device(directory: int) -> None:
-    """Let a file system of ours take up all of its device."""
-    fcntl.ioctl(directory, _RESIZE, bytearray(_OLD.pack(0, b"max")))
+def resize(directory: int, size_bytes: int) -> None:
+    """Let a file system of ours take up so much of its one device; what lies further back is moved."""
+    fcntl.ioctl(directory, _RESIZE, bytearray(_OLD.pack(0, b"1:%d" % size_bytes)))
+
+
+def laid_out_bytes(directory: int) -> int:
+    """Up to where a file system of ours has laid out its one device."""
+    extents = _search(directory, _DEVICE_EXTENT, 0, _NO_LIMIT >> 1, 1, _DEVICE_TREE)
+    # struct btrfs_dev_extent: the length is its fourth member.
+    return max((start + int.from_bytes(item[24:32], "little") for start, item in extents), default=0)
 
 
 def _arguments(source: int, name: str, size_bytes: int) -> tuple[object, bytearray]:
@@ -227,7 +242,7 @@ def _number(value: int) -> bytes:
 def _search(
     directory: int, kind: int, first: int, last: int, about: int = 0, tree: int = _QUOTA_TREE
 ) -> Iterator[tuple[int, bytes]]:
-    """Items about an object in a tree, with the numbers of the subvolumes that they name, from *first* to *last*."""
+    """Items about an object in a tree, with the last number of their keys, which is from *first* to *last*."""
     while first <= last:
         key = _KEY.pack(tree, about, about, first, last, 0, _NO_LIMIT, kind, kind, 4096, 0, 0, 0, 0, 0)
         found = bytearray(key.ljust(4096, b"\0"))

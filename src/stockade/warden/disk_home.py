@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from . import btrfs, disk_image, kernel
-from .ballast import Ballast, spare_bytes
 from .directories import Directories
 from .disk_image import Unfit
+from .disk_room import Room, spare_bytes
 from .disk_store import Driver, Store
 from .fields import Refused
 from .journal import say_traceback
@@ -57,8 +57,8 @@ class Home:
     """For a human."""
     why: str
     """For a human: why it is not better; empty where it is as good as can be."""
-    ballast: Ballast | None
-    """To be trimmed, where there is one."""
+    room: Room | None
+    """To be fitted, where there is one."""
 
     def free_bytes(self) -> int:
         """Room for disks: what the host needs for itself is left out."""
@@ -115,15 +115,15 @@ def move_in(directory: str, *, kind: str, size_bytes: int | None, own_ids: bool,
         root = _leave_host()
         _give_up_the_rest(own_ids=own_ids, needs_trees=choice.needs_trees)
         store = Store(root, choice.make_driver)
-        ballast = None
+        room = None
         if choice.is_own:
             btrfs.delete_stale_groups(root, store.all_disks())
-            ballast = Ballast(root, kept)
-            ballast.trim()
+            room = Room(root, kept)
+            room.fit()
     except BaseException:  # there is no way back, and so no second attempt
         say_traceback()
         os._exit(1)
-    return Home(store=store, root=root, host=kept, place=choice.place, why=choice.why, ballast=ballast)
+    return Home(store=store, root=root, host=kept, place=choice.place, why=choice.why, room=room)
 
 
 def _give_up_the_rest(*, own_ids: bool, needs_trees: bool) -> None:
@@ -315,7 +315,6 @@ def _mount_image(image: int) -> None:
         os.close(device)
     try:
         with _opened(_DISKS, _DIRECTORY) as root:
-            btrfs.resize_to_device(root)
             btrfs.start_quotas(root)
             _tune(root)
     except BaseException:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from . import kernel, protocol
-from .ballast import Ballast
 from .disk_home import Home, move_in
+from .disk_room import Room
 from .disk_store import explain
 from .disks import MOST_BYTES, disk_name
 from .fields import Refused, whole
@@ -26,7 +26,7 @@ from .journal import say, say_traceback
 __all__ = ["work"]
 
 _AT_ONCE = 8
-_TRIM_S = 1.0
+_FIT_S = 1.0
 _PREDECESSOR_S = 20.0
 _MOST_LAYERS = 256
 _MOST_MOUNTS = protocol.MOST_DESCRIPTORS - 2
@@ -82,7 +82,8 @@ class _Process:
         self._patience_s = _PREDECESSOR_S
         self._own_ids = own_ids
         self._home: Home | None = None
-        self._trim_at = 0.0
+        self._fit_at = 0.0
+        self._misfit = ""
         self._waiting: deque[_Order] = deque()
         self._busy: set[str] = set()
         """Disks that threads are at work on."""
@@ -105,11 +106,11 @@ class _Process:
 
     def serve(self) -> None:
         while True:
-            ballast = None if self._home is None else self._home.ballast
-            ready, _, _ = select.select([self._channel, self._done], [], [], None if ballast is None else _TRIM_S)
-            if ballast is not None and time.monotonic() >= self._trim_at:
-                self._trim_at = time.monotonic() + _TRIM_S
-                self._threads.submit(_trim, ballast)
+            room = None if self._home is None else self._home.room
+            ready, _, _ = select.select([self._channel, self._done], [], [], None if room is None else _FIT_S)
+            if room is not None and time.monotonic() >= self._fit_at:
+                self._fit_at = time.monotonic() + _FIT_S
+                self._threads.submit(self._fit, room)
             if self._done in ready:
                 self._done.recv(4096)
             if self._channel in ready:
@@ -138,6 +139,16 @@ class _Process:
             else:
                 self._obey(order)
         self._waiting = later
+
+    def _fit(self, room: Room) -> None:
+        misfit = ""
+        try:
+            room.fit()
+        except OSError as error:
+            misfit = f"the file system of the disks cannot be kept to what the host has room for: {error}"
+        if misfit and misfit != self._misfit:
+            say(misfit)
+        self._misfit = misfit
 
     def _obey_in_thread(self, order: _Order) -> None:
         try:
@@ -298,13 +309,6 @@ def _show(directory: int, namespace: int, *, read_only: bool = False, content: b
             raise Refused("unsupported", why) from error
         raise
     return mounted
-
-
-def _trim(ballast: Ballast) -> None:
-    try:
-        ballast.trim()
-    except OSError as error:
-        say(f"the room for disks cannot be kept to what the host has: {error}")
 
 
 def _refusal(error: Exception) -> dict[str, str]:
