@@ -16,7 +16,7 @@ from stockade.backends.native import launch
 from stockade.errors import Unavailable, Unsupported
 
 ORDINARY = "native, as an ordinary user"
-UNENFORCED = ("memory", "swap", "processes", "cpu_rate", "cpu_time", "own_ids")
+UNENFORCED = ("memory", "swap", "processes", "cpu_rate", "cpu_time", "own_ids", "disk_size")
 NOBODY_ID = 65534
 NOBODY = ("--reuid", str(NOBODY_ID), "--regid", str(NOBODY_ID), "--clear-groups")
 

@@ -65,8 +65,11 @@ def work(
             raise Refused("unsupported", "this warden keeps no disks: it was given no directory for them")
         return move_in(directory, kind=kind, size_bytes=size_bytes, own_ids=own_ids, patience_s=patience_s)
 
+    def is_new() -> bool:
+        return directory is not None and not (os.path.isdir(directory) and os.listdir(directory))
+
     try:
-        _Process(channel, find_home, own_ids=own_ids).serve()
+        _Process(channel, find_home, is_new, own_ids=own_ids).serve()
     except BaseException:
         say_traceback()
     finally:
@@ -76,9 +79,12 @@ def work(
 class _Process:
     """Takes orders, decides which may be begun, and answers."""
 
-    def __init__(self, channel: socket.socket, find_home: Callable[[float], Home], *, own_ids: bool) -> None:
+    def __init__(
+        self, channel: socket.socket, find_home: Callable[[float], Home], is_new: Callable[[], bool], *, own_ids: bool
+    ) -> None:
         self._channel = channel
         self._find_home = find_home
+        self._is_new = is_new
         self._patience_s = _PREDECESSOR_S
         self._own_ids = own_ids
         self._home: Home | None = None
@@ -225,6 +231,8 @@ class _Process:
         return self._kept.store.info(disk_name(message))
 
     def _list(self, message: dict[str, Any]) -> dict[str, Any]:
+        if self._home is None and self._is_new():
+            return {"disks": [], "after": None}  # servers ask when they start: most never have any
         return self._kept.store.page(str(message.get("after", "")))
 
     def _facts(self, _: dict[str, Any]) -> dict[str, Any]:
