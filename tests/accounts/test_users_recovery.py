@@ -12,11 +12,14 @@ from sqlalchemy import text, update
 from stockade.accounts import Accounts, UsedUp, UserLocked, WrongCredentials, WrongInput
 from stockade.accounts.mail import Letter, Mailer
 from stockade.config_users import MailConfig
+from stockade.engine.registry_credentials import RegistryCredentials
 from stockade.errors import Conflict, Denied, Invalid, LimitExceeded, NotFound, Unsupported
 from stockade.model.users import Role
 from stockade.store import Database
 from stockade.store import accounts as rows
+from stockade.store.registry_credentials import RegistryCredentialTable
 from stockade.store.rows import sandbox_to_row
+from stockade.store.seals import Seal
 from stockade.store.tables import metadata, sandboxes
 from stockade.store.user_tables import user_tokens
 from tests.accounts.people import (
@@ -191,13 +194,18 @@ async def test_all_that_is_kept_of_somebody_is_shown_to_them_and_no_secret(datab
         made = await accounts.keys.create(actor, name="ci")
         secret, _ = await accounts.sessions.begin(user, address=HERE, agent="Browser")
         await register(accounts.users, "eve@example.com")
+        registries = RegistryCredentials(RegistryCredentialTable(database=database), seal=Seal("0f" * 32))
+        await registries.create(actor, host="ghcr.io", username="robot", password="of a registry")
         shown = await accounts.users.export(user)
         written = json.dumps(shown)
         assert shown["user"]["email"] == ADA
         assert [one["name"] for one in shown["keys"]] == ["portal", "ci"]
         assert [one["agent"] for one in shown["sessions"]] == ["Browser"]
-        assert {one["action"] for one in shown["auditLog"]} == {"created", "user_created"}
-        assert not any(hidden in written for hidden in ("eve@", "argon2", made.secret, secret, made.key.hash))
+        assert {one["action"] for one in shown["auditLog"]} == {"created", "user_created", "registry_created"}
+        assert [(one["registry_host"], one["username"]) for one in shown["registries"]] == [("ghcr.io", "robot")]
+        assert shown["boxes"] == shown["snapshots"] == shown["volumes"] == shown["images"] == []
+        hidden = ("eve@", "argon2", made.secret, secret, made.key.hash, "of a registry", '"secret"')
+        assert not any(one in written for one in hidden)
 
 
 async def test_whom_the_provider_vouches_for_has_an_account_of_their_own(database: Database) -> None:

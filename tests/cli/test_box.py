@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from stockade.cli.box import box
+from stockade.cli.volume import volume
 from tests.warden.archives import DIRECTORY, archive
 
 KEY = "sk_" + "a" * 40
@@ -111,7 +112,7 @@ def test_create_asks_for_what_was_wanted_and_prints_the_id(stub: Stub) -> None:
     (body,) = stub.bodies()
     assert body == {
         "image": "app:1", "name": "dev", "env": {"A": "b"}, "working_dir": "/srv", "user": "5:6", "cpus": 2,
-        "memory_mib": 1024, "disk_size_gb": 9, "entrypoint": [], "cmd": ["sleep", "--cpus", "9"],
+        "memory_mib": 1024, "disk_size_gb": 8, "entrypoint": [], "cmd": ["sleep", "--cpus", "9"],
         "volumes": [{"managed_volume": "data", "guest_path": "/data", "read_only": False},
                     {"managed_volume": "more", "guest_path": "/more", "read_only": True}],
         "labels": {"a": "b"}, "auto_stop": 900, "auto_delete": 2, "auto_remove": False,
@@ -125,8 +126,40 @@ def test_create_asks_for_what_was_wanted_and_prints_the_id(stub: Stub) -> None:
     }  # fmt: skip
 
 
+def test_values_of_secrets_come_from_the_environment(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "the value")
+    stub.answers["POST", "/v1/boxes"] = (201, BOX)
+    assert run("create", "--secret", "TOKEN@api.a.com,*.b.com").exit_code == 0
+    (body,) = stub.bodies()
+    assert body["secrets"] == [{"name": "TOKEN", "value": "the value", "hosts": ["api.a.com", "*.b.com"]}]
+
+
+def test_volumes_are_made_listed_and_removed(stub: Stub) -> None:
+    made = {"id": "vol_1", "name": "data", "size_bytes": 3 << 30, "created_at": "2026-01-01T00:00:00Z"}
+    stub.answers |= {
+        ("POST", "/v1/volumes"): (201, made),
+        ("GET", "/v1/volumes"): {"volumes": [made]},
+        ("DELETE", "/v1/volumes/a%20b"): (204, None),
+    }
+
+    def volumes(*arguments: str) -> Result:
+        return CliRunner().invoke(volume, list(arguments))
+
+    assert volumes("create", "--name", "data", "--size", "2.5G").stdout == "vol_1\n"
+    assert volumes("create").stdout == "vol_1\n"
+    assert stub.bodies() == [{"name": "data", "size_gb": 3}, {}]
+    assert all(one in volumes("list").stdout for one in ("vol_1", "data", "3 GiB"))
+    assert json.loads(volumes("list", "--json").stdout) == [made]
+    assert volumes("remove", "-f", "a b").stdout == "a b\n"
+    assert stub.asked[-1][:2] == ("DELETE", "/v1/volumes/a%20b?force=true")
+
+
 @pytest.mark.parametrize(
-    "option", [("-v", "data"), ("-v", ":/x"), ("-l", "a"), ("--memory", "lots"), ("--auto-stop", "soon")]
+    "option",
+    [
+        *(("-v", "data"), ("-v", ":/x"), ("-l", "a"), ("--memory", "lots"), ("--auto-stop", "soon")),
+        *(("--secret", "TOKEN"), ("--secret", "NOT_SET@a.com")),
+    ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_asked(stub: Stub, option: tuple[str, str]) -> None:
     assert run("create", *option).exit_code == 2
@@ -166,7 +199,9 @@ def test_snapshots_and_copies(stub: Stub) -> None:
         ("POST", "/v1/boxes/a/fork"): (201, {"boxes": [BOX, BOX]}),
     }
     assert run("snapshot", "a", "s 1/é").stdout == "s 1/é\n"
-    assert "4096" in run("snapshots", "a").stdout
+    listed = run("snapshots", "a").stdout
+    assert "4096" in listed
+    assert "1970-01-01T00:00:01Z" in listed
     assert run("snapshots", "a", "--remove", "s 1/é").stdout == "s 1/é\n"
     assert run("restore", "a", "s 1/é").exit_code == 0
     assert run("clone", "a", "--name", "c", "--snapshot", "s").stdout == f"{ID}\n"

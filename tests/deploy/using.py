@@ -3,6 +3,7 @@
 python using.py URL KEY LANGUAGE…
 """
 
+import base64
 import io
 import sys
 
@@ -40,6 +41,32 @@ def use(url: str, key: str, languages: list[str]) -> None:
         with client.download(sandbox.id, "/tmp/made") as parts:
             assert b"".join(parts) == b"made\n"
         client.kill(sandbox.id)
+
+
+def use_box(url: str, key: str) -> None:
+    """A box whose disk outlives a stop and goes on in a copy."""
+    with httpx.Client(base_url=f"{url}/v1", headers={"Authorization": f"Bearer {key}"}, timeout=60) as http:
+
+        def asked(path: str, body: object = None) -> dict[str, str]:
+            answer = http.post(path, json=body)
+            assert answer.is_success, answer.text
+            found: dict[str, str] = answer.json() if answer.content else {}
+            return found
+
+        def printed(box: str, command: str) -> str:
+            execution = asked(f"/boxes/{box}/exec", {"command": "sh", "args": ["-c", command]})["execution_id"]
+            return http.get(f"/boxes/{box}/executions/{execution}/output").text
+
+        box = asked("/boxes", {"image": "host"})["box_id"]
+        assert "event: exit" in printed(box, "echo kept > /srv/file")
+        asked(f"/boxes/{box}/snapshots", {"name": "one"})
+        asked(f"/boxes/{box}/stop")
+        copy = asked(f"/boxes/{box}/clone", {"snapshot": "one"})["box_id"]
+        for one in (box, copy):
+            assert base64.b64encode(b"kept\n").decode() in printed(one, "cat /srv/file")
+            assert http.delete(f"/boxes/{one}", params={"force": "true"}).status_code == 204
+        figures = http.get(f"{url}/metrics", headers={"X-API-Key": key}).text
+        assert 'stockade_box_starts_total{result="started"} 3.0' in figures
 
 
 if __name__ == "__main__":

@@ -13,6 +13,11 @@ from tests.dialects.boxlite.platform import KEY, platform
 Where = dict[str, Any]
 """Arguments that say where a sandbox is."""
 
+freezes = pytest.mark.skipif(
+    os.geteuid() != 0,
+    reason="an ordinary user without delegated control groups cannot pause a sandbox, nor copy its disk while it runs",
+)
+
 
 @pytest.fixture(scope="session")
 def local(nothing_is_left_behind: None) -> Iterator[Where]:

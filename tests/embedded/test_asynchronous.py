@@ -9,13 +9,14 @@ import pytest
 from stockade import AsyncSandbox
 from stockade.errors import Conflict
 from stockade.model import BoxState
-from tests.embedded.conftest import Where
+from tests.embedded.conftest import Where, freezes
 
 WITHIN_S = 60.0
 
 pytestmark = pytest.mark.anyio
 
 
+@freezes
 async def test_everything_is_there(where: Where, tmp_path: Path) -> None:
     async with AsyncSandbox(memory="256M", **where) as box:
         results = await asyncio.gather(*(box.run(f"print({number})") for number in range(3)))

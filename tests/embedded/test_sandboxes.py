@@ -13,7 +13,7 @@ import pytest
 from stockade import ProgramFailed, Sandbox
 from stockade.errors import Conflict, Invalid, NoAnswer, NotFound, Unavailable, UnknownLanguage
 from stockade.model import BoxState, FileKind, Outcome
-from tests.embedded.conftest import Where
+from tests.embedded.conftest import Where, freezes
 
 WITHIN_S = 60.0
 
@@ -32,10 +32,11 @@ def test_a_program_is_run_and_told_of(box: Sandbox) -> None:
 
 
 def test_a_program_that_fails_is_no_error_unless_it_is_to_be_one(box: Sandbox) -> None:
-    assert box.run("raise SystemExit(3)").exit_code == 3
-    with pytest.raises(ProgramFailed, match=r"exited with 1: (?s:.*)ZeroDivisionError") as failed:
+    failed = box.run("raise SystemExit(3)")
+    assert (failed.exit_code, failed.outcome, failed.ok) == (3, Outcome.EXITED, False)
+    with pytest.raises(ProgramFailed, match=r"exited with 1: (?s:.*)ZeroDivisionError") as caught:
         box.run("1 / 0", check=True)
-    assert failed.value.result.exit_code == 1
+    assert caught.value.result.exit_code == 1
 
 
 def test_a_program_gets_its_input_arguments_and_environment(where: Where) -> None:
@@ -212,6 +213,7 @@ def test_a_port_on_which_nothing_listens_is_said_to_be_one(box: Sandbox) -> None
         box.port(70000)
 
 
+@freezes
 def test_a_snapshot_is_forked_cloned_and_restored(box: Sandbox) -> None:
     box.files.write("state", "before")
     ready = box.snapshot("ready")
@@ -231,6 +233,7 @@ def test_a_snapshot_is_forked_cloned_and_restored(box: Sandbox) -> None:
         one.remove()
 
 
+@freezes
 def test_a_sandbox_is_paused_stopped_and_started_again(box: Sandbox) -> None:
     box.files.write("kept", "yes")
     box.pause()
@@ -259,6 +262,7 @@ def test_what_has_a_name_is_kept_and_found_again(where: Where) -> None:
         Sandbox.find(name, **where)
 
 
+@freezes
 def test_a_sandbox_is_saved_to_a_file_and_loaded(box: Sandbox, where: Where, tmp_path: Path) -> None:
     box.files.write("kept", "yes")
     box.save(tmp_path / "box")

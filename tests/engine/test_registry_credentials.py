@@ -12,6 +12,7 @@ from stockade.engine.registry_credentials import RegistryCredentials
 from stockade.errors import Denied, Invalid, LimitExceeded, NotFound
 from stockade.model import Actor
 from stockade.model.registries import Login, SealedCredential
+from stockade.store.seals import Seal
 from stockade.wire.registries.challenges import challenges, token
 
 pytestmark = pytest.mark.anyio
@@ -45,7 +46,7 @@ def rows() -> Rows:
 
 @pytest.fixture
 def credentials(rows: Rows) -> RegistryCredentials:
-    return RegistryCredentials(rows, secret="a" * 64)
+    return RegistryCredentials(rows, seal=Seal("a" * 64))
 
 
 async def test_the_longest_prefix_of_the_account_is_found(credentials: RegistryCredentials) -> None:
@@ -141,7 +142,7 @@ async def test_a_row_that_somebody_changed_gives_nothing(credentials: RegistryCr
         found = Reference.parse(f"{changed.registry_host}/app")
         assert await credentials.find(changed.account_id, found) is None
     rows.rows = [good]
-    elsewhere = RegistryCredentials(rows, secret="b" * 64)
+    elsewhere = RegistryCredentials(rows, seal=Seal("b" * 64))
     assert await elsewhere.find("alice", Reference.parse("ghcr.io/app")) is None
 
 

@@ -17,9 +17,10 @@ from stockade.backends.base import BackendOptions
 from stockade.backends.native.backend import NativeBackend
 from stockade.backends.sandboxing import ProcessEnd, Streams
 from stockade.config_accounts import PriceConfig
-from stockade.config_sandboxes import BuildsConfig, ImagesConfig, LiveConfig
+from stockade.config_sandboxes import BuildsConfig, LiveConfig
 from stockade.engine import LimitPolicy
 from stockade.engine.builds import BuildFailed
+from stockade.engine.images import Images
 from stockade.engine.ports import Ports
 from stockade.engine.sandboxes import Sandboxes
 from stockade.errors import Conflict, StockadeError, Unavailable, Unsupported
@@ -80,7 +81,7 @@ class Server:
                 on_ended=on_ended,
                 limits=LimitPolicy(defaults=limits(), maximum=limits(memory_bytes=1024 * MB)),
                 live=LiveConfig(clean_up_s=0.5, most_lifetime_s=600.0),
-                images=ImagesConfig(aliases={"alpine:3.20": "host"}),
+                images=Images(aliases={"alpine:3.20": "host"}),
                 builds=BuildsConfig(network="none", time_s=30.0, memory_bytes=256 * MB, layer_bytes=64 * MB),
                 directory=self.directory / "images",
             ) as sandboxes,

@@ -11,6 +11,7 @@ import pytest
 
 from stockade.backends.base import BackendOptions
 from stockade.backends.native import NativeBackend
+from stockade.warden.protocol import VERSION
 from tests.backends.living import living, ran
 from tests.warden.raw import Warden
 
@@ -21,7 +22,7 @@ ASKED = ("inspect", "kill", "remove", "extend", "stop", "exec", "open", "agent",
 
 @pytest.fixture
 async def backend(tmp_path: Path) -> AsyncIterator[NativeBackend]:
-    warden = Warden(tmp_path, "--allow-uid", str(FRIEND))
+    warden = Warden(tmp_path, "--allow-uid", str(FRIEND), "--disks", str(tmp_path / "disks"))
     assert warden.word == {"ok": True}
     for path in warden.path.parents:
         if not path.stat().st_mode & 0o001:  # as pytest makes them
@@ -68,7 +69,7 @@ async def test_a_sandbox_of_another_users_is_not_there(backend: NativeBackend) -
     path = backend._options.warden_socket
     assert path is not None
     async with living(backend.sandboxing) as name:
-        messages = [{"op": "hello", "version": 3, "id": 0}, {"op": "inventory", "id": 1}]
+        messages = [{"op": "hello", "version": VERSION, "id": 0}, {"op": "inventory", "id": 1}]
         messages += [{"op": one, "id": 2, "sandbox": name, "process": "main", "grace_s": 1} for one in ASKED]
         messages += [{"op": one, "id": 2, "sandbox": "none-of-that-name", "process": "main"} for one in ASKED]
         _, inventory, *answers = said_to(FRIEND, path, messages)
@@ -79,3 +80,37 @@ async def test_a_sandbox_of_another_users_is_not_there(backend: NativeBackend) -
         ]
         assert said_to(STRANGER, path, messages[:1]) == [None]
         assert await ran(backend.sandboxing, name, "echo", "yes") == (b"yes\n", b"", 0)
+
+
+async def test_a_disk_of_another_users_is_not_there(backend: NativeBackend) -> None:
+    """By whatever name: not to be listed, read, copied, changed or deleted, nor to be stood on or mounted."""
+    path, disks = backend._options.warden_socket, backend.disks
+    assert path is not None
+    await disks.make("kept", size_bytes=64 << 20)
+    await disks.make("sealed", size_bytes=64 << 20)
+    await disks.seal("sealed")
+    own = {"op": "disk_make", "id": 1, "disk": "kept", "size_bytes": 1 << 20}
+    limits = {"cpus": 1, "memory_bytes": 1 << 26, "processes": 9, "disk_bytes": 1 << 20, "disk_inodes": 99}
+    stay = {"op": "create", "id": 3, "image": "host", "cwd": "/", "log_bytes": 4096, "kept_bytes": 4096, "keep_s": 1}
+    stay["limits"] = limits | {"open_files": 64, "stack_bytes": 1 << 20}
+    names = ["sealed", "0ukept", "kept0", "0usealed"]
+    asked: list[dict[str, Any]] = []
+    for name in names:
+        asked += [{"op": f"disk_{one}", "id": 2, "disk": name} for one in ("info", "seal")]
+        asked += [{"op": "disk_copy", "id": 2, "of": name, "disk": "mine", "size_bytes": None}]
+        asked += [{"op": "disk_replace", "id": 2, "disk": "kept", "by": name}]
+        asked += [{"op": "disk_resize", "id": 2, "disk": name, "size_bytes": 1 << 40}]
+        asked += [{**stay, "sandbox": "x", "disk": name}, {**stay, "sandbox": "x", "layers": [name]}]
+        asked += [{**stay, "sandbox": "x", "mounts": [{"disk": name, "path": "/m", "read_only": False}]}]
+    gone = [{"op": "disk_delete", "id": 2, "disk": name} for name in ("kept", *names)]
+    hello, listed = {"op": "hello", "version": VERSION, "id": 0}, {"op": "disk_list", "id": 4}
+    answers = said_to(FRIEND, path, [hello, listed, own, listed, *asked, *gone, listed])
+    assert answers[1]["ok"]["disks"] == []
+    assert "ok" in answers[2], answers[2]  # its own of that name
+    assert [one["disk"] for one in answers[3]["ok"]["disks"]] == ["kept"]
+    for message, answer in zip(asked, answers[4:], strict=False):
+        assert answer["error"]["kind"] in ("not_found", "invalid"), (message, answer)
+    assert answers[-1]["ok"]["disks"] == []
+    assert {one.name: one.is_layer for one in await disks.list()} == {"kept": False, "sealed": True}
+    for name in ("kept", "sealed"):
+        await disks.delete(name)

@@ -1,6 +1,6 @@
 """Accounts, their API keys, limits and usage; and the people who own them."""
 
-from stockade.accounts.barred import Barred
+from stockade.accounts.barred import Barred, Departed
 from stockade.accounts.inputs import SignUpClosed, UserLocked, WrongCredentials, WrongInput
 from stockade.accounts.key_file import read_key_file, set_aside
 from stockade.accounts.management import NewKey
@@ -13,6 +13,7 @@ from stockade.accounts.usage import EnhancedUsage
 __all__ = [
     "Accounts",
     "Barred",
+    "Departed",
     "EnhancedUsage",
     "NewKey",
     "SignUpClosed",

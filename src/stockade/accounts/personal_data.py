@@ -41,6 +41,7 @@ class PersonalData(Recovery):
                 "keys": [_without(asdict(key), "hash") for key in rows.keys_of(connection, user.account_id)],
                 "sessions": [asdict(one) for one in user_rows.list_sessions(connection, user.id)],
                 "sandboxes": user_data.sandboxes_of(connection, user.account_id),
+                **user_data.boxes_of(connection, user.account_id),
                 "quotaRequests": user_data.quota_requests_of(connection, user.account_id),
                 "auditLog": rows.list_notes(connection, user.account_id),
             }

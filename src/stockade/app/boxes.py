@@ -25,9 +25,8 @@ from stockade.engine.tasks import Tasks
 from stockade.engine.volumes import Volumes
 from stockade.engine.workshops import Workshops
 from stockade.errors import UnknownImage
-from stockade.model import SandboxState
+from stockade.model import SandboxState, owner_of
 from stockade.store import Database
-from stockade.store.box_rows import owner_of
 from stockade.store.boxes import BoxTable
 from stockade.store.images import ImageTable
 from stockade.store.registry_credentials import RegistryCredentialTable
@@ -87,7 +86,7 @@ async def running_ground(
     tasks = Tasks()
     table = BoxTable(database=database, server_id=server_id, seal=Seal(kept_secret(state, _BOX_SECRET)))
     credentials = RegistryCredentials(
-        RegistryCredentialTable(database=database), secret=kept_secret(state, _REGISTRY_SECRET)
+        RegistryCredentialTable(database=database), seal=Seal(kept_secret(state, _REGISTRY_SECRET))
     )
 
     async def in_use(digest: str) -> bool:

@@ -18,7 +18,7 @@ from stockade import __version__, errors, registry, web
 from stockade.accounts import Accounts
 from stockade.app.connections import Bounded
 from stockade.app.guard import Guard
-from stockade.app.metrics import CompilationMetrics
+from stockade.app.metrics import BoxMetrics, CompilationMetrics
 from stockade.app.tracing import Traced
 from stockade.config import Config, ServerConfig, is_loopback
 from stockade.engine import Engine
@@ -107,6 +107,8 @@ def new_registry(engine: Engine) -> CollectorRegistry:
     )
     Gauge("stockade_places", "Programs that may run at once.", registry=metrics).set(engine.queue.places)
     CompilationMetrics(metrics, engine.compilations)
+    if engine.boxes is not None:
+        BoxMetrics(metrics, engine.boxes)
     return metrics
 
 

@@ -39,4 +39,6 @@ def exclusive(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         # The file stays: removing it would let two servers lock two files of the same name.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a fork of this process has it open, too
         os.close(descriptor)

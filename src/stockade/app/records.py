@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from stockade.accounts import Accounts, Barred, read_key_file, set_aside
+from stockade.accounts import Accounts, Barred, Departed, read_key_file, set_aside
 from stockade.app.boxes import running_ground, stands_on, with_boxes
+from stockade.app.departed import clearing_up
 from stockade.app.sandboxes import running_sandboxes
 from stockade.backends.sandboxing import Sandboxing
 from stockade.config import Config, is_loopback, parse_address
@@ -201,11 +202,12 @@ async def with_sandboxes(config: Config, engine: Engine, records: Records) -> As
         )
         images = own
         if ground is not None:
+            enforced = {one.name for one in (await engine.backend.report()).features if one.enforced}
             images = Images(
                 aliases=config.images.aliases,
                 host_content=content,
                 stored=ground.images,
-                has_users="own_ids" not in (await engine.backend.report()).missing,
+                has_users="own_ids" in enforced,
             )
         sandboxes = await stack.enter_async_context(
             running_sandboxes(
@@ -244,4 +246,7 @@ async def with_sandboxes(config: Config, engine: Engine, records: Records) -> As
                     spool=directory,
                 )
             )
+        if engine.boxes is not None and engine.images is not None:
+            departed = Departed(database=records.database, server_id=records.server_id)
+            await stack.enter_async_context(clearing_up(departed, engine.boxes, engine.images))
         yield engine

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["DiskFacts", "DiskInfo", "Disks", "Pausing"]
+__all__ = ["DISK_SIZE", "DiskFacts", "DiskInfo", "Disks", "Pausing"]
+
+DISK_SIZE = "disk_size"
+"""What `sandbox.allow_unenforced` calls the sizes of disks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,12 @@ class Disks(Protocol):
     async def facts(self) -> DiskFacts: ...
 
     async def make(self, name: str, *, size_bytes: int) -> None:
-        """Make an empty disk. It is durable when this returns, as everything below. Raises Conflict: it is there."""
+        """Make an empty disk. It is durable when this returns, as everything below.
+
+        Raises:
+            Conflict: it is there.
+            CannotEnforce: nothing limits disks here, and the operator has not agreed to that; so does `copy`.
+        """
         ...
 
     async def copy(self, of: str, name: str, *, size_bytes: int | None = None, sandbox: str | None = None) -> DiskInfo:

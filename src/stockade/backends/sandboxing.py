@@ -364,7 +364,8 @@ class FileAccess(Protocol):
 
         Raises:
             LimitExceeded: it would come to more.
-            Invalid: a device outside `dev/`, a member outside, an absolute or climbing hard link, a name too long, a damaged archive.
+            Invalid: a device outside `dev/`, a member outside, an absolute or climbing hard link, a name too long, a
+                damaged archive.
         """
         ...
 

@@ -17,6 +17,7 @@ from stockade.cli.sandbox import sandbox
 from stockade.cli.serve import serve
 from stockade.cli.usage import usage
 from stockade.cli.users import users
+from stockade.cli.volume import volume
 from stockade.cli.warden import warden
 from stockade.cli.worker import worker
 from stockade.errors import Invalid, StockadeError
@@ -40,6 +41,7 @@ app.command()(worker)
 app.command()(warden)
 app.add_typer(sandbox, name="sandbox")
 app.add_typer(box, name="box")
+app.add_typer(volume, name="volume")
 app.add_typer(image, name="image")
 app.add_typer(keys, name="keys")
 app.add_typer(users, name="users")

@@ -2,14 +2,16 @@
 
 import json
 import math
+import os
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stockade.cli.box_files import cp, export, import_
-from stockade.cli.box_process import exec_
+from stockade.cli.box_process import attach, exec_
 from stockade.cli.options import AsJson
 from stockade.cli.sandbox_server import ApiKey, Server, Url, say, telling_failures, the_server
 from stockade.cli.sandbox_streams import Env, environment
@@ -17,9 +19,9 @@ from stockade.cli.sandbox_streams import Env, environment
 if TYPE_CHECKING:
     from stockade.cli.box_client import BoxClient
 
-__all__ = ["box"]
+__all__ = ["GIB", "Name", "box", "each", "gigabytes", "print_table", "with_boxes"]
 
-MIB, GB = 1024 * 1024, 10**9
+MIB, GIB = 1 << 20, 1 << 30
 TO_THE_END = {"allow_interspersed_args": False}
 """What follows belongs to the command inside, its options too."""
 REMOVED_WITH_STOP = 1
@@ -65,12 +67,21 @@ def create(
         list[str] | None,
         typer.Option("--volume", "-v", metavar="VOLUME:PATH[:ro]", help="Mount a volume; as often as wanted."),
     ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME@HOST[,HOST]",
+            help="It sees a placeholder in NAME, in whose place requests to these hosts have the value that NAME has "
+            "in our environment; as often as wanted.",
+        ),
+    ] = None,
     auto_stop: Annotated[
         str | None, typer.Option(metavar="DURATION", help='Stop it after so long without use: "15m"; 0s for never.')
     ] = None,
     auto_delete: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Remove it so long after a stop; 0s for never.")
     ] = None,
+    tty: Annotated[bool, typer.Option("--tty", "-t", help="Give the main process a terminal.")] = False,
     rm: Annotated[bool, typer.Option("--rm", help="Remove it when it stops.")] = False,
     label: Annotated[
         list[str] | None, typer.Option("--label", "-l", metavar="NAME=VALUE", help="As often as wanted.")
@@ -89,10 +100,12 @@ def create(
         "user": user,
         "cpus": cpus,
         "memory_mib": None if memory is None else math.ceil(_size(memory, "--memory") / MIB),
-        "disk_size_gb": None if disk is None else math.ceil(_size(disk, "--disk") / GB),
+        "disk_size_gb": None if disk is None else gigabytes(disk, "--disk"),
         "cmd": command or None,
         "entrypoint": [] if command else None,
+        "tty": tty or None,
         "volumes": [_volume(one) for one in volume or ()],
+        "secrets": [_secret(one) for one in secret or ()] or None,
         "labels": dict(_pair(one) for one in label or ()),
         "auto_stop": None if auto_stop is None else _seconds(auto_stop, "--auto-stop"),
         "auto_delete": REMOVED_WITH_STOP if rm else _after_stop(auto_delete),
@@ -103,10 +116,14 @@ def create(
     def work(client: "BoxClient") -> None:
         made = client.create({member: value for member, value in body.items() if value is not None})
         if start:
-            made = client.act(made["box_id"], "start")
+            try:
+                made = client.act(made["box_id"], "start")
+            except Exception:
+                say(f"box {made['box_id']} was made, and could not be started")
+                raise
         print(json.dumps(made) if as_json else made["box_id"])
 
-    _with_client(the_server(url, api_key), work)
+    with_boxes(the_server(url, api_key), work)
 
 
 def _volume(text: str) -> dict[str, Any]:
@@ -115,6 +132,16 @@ def _volume(text: str) -> dict[str, Any]:
     if not volume or not posixpath.isabs(path):
         raise typer.BadParameter(f"{text!r} is not VOLUME:PATH or VOLUME:PATH:ro", param_hint="--volume")
     return {"managed_volume": volume, "guest_path": path, "read_only": is_read_only}
+
+
+def _secret(text: str) -> dict[str, Any]:
+    name, _, hosts = text.partition("@")
+    if not name or not hosts:
+        raise typer.BadParameter(f"{text!r} is not NAME@HOST or NAME@HOST,HOST", param_hint="--secret")
+    value = os.environ.get(name)  # not an argument: others on this machine can read those
+    if not value:
+        raise typer.BadParameter(f"{name} is not set in the environment", param_hint="--secret")
+    return {"name": name, "value": value, "hosts": hosts.split(",")}
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -131,6 +158,11 @@ def _size(text: str, option: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def gigabytes(text: str, option: str) -> int:
+    """A size in whole gigabytes, of 2^30 bytes as the server counts them. Raises BadParameter: *text* is no size."""
+    return math.ceil(_size(text, option) / GIB)
 
 
 def _seconds(text: str, option: str) -> int:
@@ -166,39 +198,39 @@ def list_(
             print(json.dumps(found))
             return
         members = ("box_id", "name", "status", "image", "created_at")
-        _print_table(("Id", "Name", "Status", "Image", "Created"), found, members)
+        print_table(("Id", "Name", "Status", "Image", "Created"), found, members)
 
-    _with_client(the_server(url, api_key), work)
+    with_boxes(the_server(url, api_key), work)
 
 
 @box.command("show")
 def show(box: Box, url: Url = None, api_key: ApiKey = None) -> None:
     """Print all that is known of a box, as JSON."""
-    _with_client(the_server(url, api_key), lambda client: print(json.dumps(client.get(box), indent=2)))
+    with_boxes(the_server(url, api_key), lambda client: print(json.dumps(client.get(box), indent=2)))
 
 
 @box.command("start")
 def start_(boxes: Boxes, url: Url = None, api_key: ApiKey = None) -> None:
     """Start boxes. Prints each that runs."""
-    _each(the_server(url, api_key), boxes, lambda client, one: client.act(one, "start"))
+    each(the_server(url, api_key), boxes, lambda client, one: client.act(one, "start"))
 
 
 @box.command("stop")
 def stop(boxes: Boxes, url: Url = None, api_key: ApiKey = None) -> None:
     """Stop boxes: their processes end, their disks stay. Prints each that has stopped."""
-    _each(the_server(url, api_key), boxes, lambda client, one: client.act(one, "stop"))
+    each(the_server(url, api_key), boxes, lambda client, one: client.act(one, "stop"))
 
 
 @box.command("pause")
 def pause(boxes: Boxes, url: Url = None, api_key: ApiKey = None) -> None:
     """Let boxes stand still, with all that they have in memory. Prints each that does."""
-    _each(the_server(url, api_key), boxes, lambda client, one: client.act(one, "pause"))
+    each(the_server(url, api_key), boxes, lambda client, one: client.act(one, "pause"))
 
 
 @box.command("resume")
 def resume(boxes: Boxes, url: Url = None, api_key: ApiKey = None) -> None:
     """Let boxes go on that were paused. Prints each that does."""
-    _each(the_server(url, api_key), boxes, lambda client, one: client.act(one, "resume"))
+    each(the_server(url, api_key), boxes, lambda client, one: client.act(one, "resume"))
 
 
 @box.command("remove")
@@ -209,7 +241,7 @@ def remove(
     api_key: ApiKey = None,
 ) -> None:
     """Remove boxes with their disks and snapshots. Prints each that is gone."""
-    _each(the_server(url, api_key), boxes, lambda client, one: client.remove(one, force=force))
+    each(the_server(url, api_key), boxes, lambda client, one: client.remove(one, force=force))
 
 
 @box.command("snapshot")
@@ -220,7 +252,7 @@ def snapshot(box: Box, name: SnapshotName, as_json: AsJson = False, url: Url = N
         made = client.snapshot(box, name)
         print(json.dumps(made) if as_json else made["name"])
 
-    _with_client(the_server(url, api_key), work)
+    with_boxes(the_server(url, api_key), work)
 
 
 @box.command("snapshots")
@@ -244,15 +276,16 @@ def snapshots(
             if as_json:
                 print(json.dumps(found))
             else:
-                _print_table(("Name", "Bytes", "Created"), found, ("name", "size_bytes", "created_at"))
+                shown = [{**one, "created_at": _moment(one["created_at"])} for one in found]
+                print_table(("Name", "Bytes", "Created"), shown, ("name", "size_bytes", "created_at"))
 
-    _with_client(the_server(url, api_key), work)
+    with_boxes(the_server(url, api_key), work)
 
 
 @box.command("restore")
 def restore(box: Box, name: SnapshotName, url: Url = None, api_key: ApiKey = None) -> None:
     """Let the disk of a stopped box be again what it was; what it holds now is gone."""
-    _with_client(the_server(url, api_key), lambda client: client.restore(box, name))
+    with_boxes(the_server(url, api_key), lambda client: client.restore(box, name))
 
 
 @box.command("clone")
@@ -270,7 +303,7 @@ def clone(
         made = client.clone(box, name=name, snapshot=snapshot)
         print(json.dumps(made) if as_json else made["box_id"])
 
-    _with_client(the_server(url, api_key), work)
+    with_boxes(the_server(url, api_key), work)
 
 
 @box.command("fork")
@@ -289,17 +322,18 @@ def fork(
         made = client.fork(box, count, snapshot=snapshot, start=not no_start)
         print(json.dumps(made) if as_json else "\n".join(one["box_id"] for one in made))
 
-    _with_client(the_server(url, api_key), work)
+    with_boxes(the_server(url, api_key), work)
 
 
-def _with_client(server: Server, work: "Callable[[BoxClient], None]") -> None:
+def with_boxes(server: Server, work: "Callable[[BoxClient], None]") -> None:
+    """Do it on a server, and complain as the other commands do."""
     from stockade.cli.box_client import BoxClient
 
     with telling_failures(server), BoxClient(server) as client:
         work(client)
 
 
-def _each(server: Server, boxes: list[str], act: "Callable[[BoxClient, str], object]") -> None:
+def each(server: Server, boxes: list[str], act: "Callable[[BoxClient, str], object]") -> None:
     """Do it for all of them, whatever becomes of the others."""
     from stockade.sdk import ApiError, Unauthorized
 
@@ -317,12 +351,18 @@ def _each(server: Server, boxes: list[str], act: "Callable[[BoxClient, str], obj
                 say(f"{one}: {error}")
                 failed = True
 
-    _with_client(server, work)
+    with_boxes(server, work)
     if failed:
         raise typer.Exit(1)
 
 
-def _print_table(titles: Sequence[str], rows: Sequence[Mapping[str, Any]], members: Sequence[str]) -> None:
+def _moment(seconds: float) -> str:
+    """As the server writes the times of boxes; those of snapshots come as a number."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Mapping[str, Any]], members: Sequence[str]) -> None:
+    """Print a row for each of *rows*: those of its members, under those titles."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -336,6 +376,7 @@ def _print_table(titles: Sequence[str], rows: Sequence[Mapping[str, Any]], membe
 
 
 box.command("exec", context_settings=TO_THE_END)(exec_)
+box.command("attach")(attach)
 box.command("cp")(cp)
 box.command("export")(export)
 box.command("import")(import_)

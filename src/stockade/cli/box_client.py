@@ -9,8 +9,8 @@ from urllib.parse import quote
 import httpx
 
 from stockade.cli.sandbox_server import Server
-from stockade.sdk._transport import checked_url, headers, translated
-from stockade.sdk.errors import ProtocolError, api_error
+from stockade.sdk._transport import answered, checked_url, headers, translated
+from stockade.sdk.errors import api_error
 
 __all__ = ["BoxClient"]
 
@@ -102,6 +102,20 @@ class BoxClient:
             timeout=httpx.Timeout(TRANSFER_S, connect=CONNECT_S),
         )
 
+    # ── volumes ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def create_volume(self, *, name: str | None, size_gb: int | None) -> dict[str, Any]:
+        body = {**_given(name=name), **({} if size_gb is None else {"size_gb": size_gb})}
+        return self._asked("POST", "volumes", json=body)
+
+    def volumes(self) -> Sequence[dict[str, Any]]:
+        found: Sequence[dict[str, Any]] = self._asked("GET", "volumes")["volumes"]
+        return found
+
+    def remove_volume(self, volume: str, *, force: bool) -> None:
+        path = f"volumes/{quote(volume, safe='')}"
+        self._asked("DELETE", path, params={"force": "true"} if force else {})
+
     # ── processes and files ──────────────────────────────────────────────────────────────────────────────────────
 
     def exec(self, box: str, body: Mapping[str, Any]) -> str:
@@ -112,9 +126,10 @@ class BoxClient:
         """Kill a process where it runs, and forget it."""
         self._asked("DELETE", f"{_box(box)}/executions/{quote(execution, safe='')}")
 
-    def attach_path(self, box: str, execution: str) -> str:
-        """Where the WebSocket of a process is."""
-        return f"/v1/{_box(box)}/executions/{quote(execution, safe='')}/attach"
+    def attach_path(self, box: str, execution: str | None = None) -> str:
+        """Where the WebSocket of a process is; of the main one where none is named."""
+        which = "" if execution is None else f"executions/{quote(execution, safe='')}/"
+        return f"/v1/{_box(box)}/{which}attach"
 
     def upload(self, box: str, path: str, archive: Iterable[bytes], *, is_file: bool) -> None:
         self._asked(
@@ -136,18 +151,7 @@ class BoxClient:
 
     def _asked(self, method: str, path: str, **how: Any) -> dict[str, Any]:
         with translated(self.server.url):
-            response = self._client.request(method, path, **how)
-        if not response.is_success:
-            raise api_error(response.status_code, response.headers, response.content)
-        if not response.content:
-            return {}
-        try:
-            document = response.json()
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise ProtocolError(f"{self.server.url} does not answer as a server of ours")
-        return document
+            return answered(self.server.url, self._client.request(method, path, **how))
 
     @contextlib.contextmanager
     def _streamed(self, method: str, path: str, **how: Any) -> Iterator[httpx.Response]:

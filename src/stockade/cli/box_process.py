@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stockade.cli.box_client import BoxClient
     from stockade.sdk import AsyncClient, AsyncProcess, Chunk
 
-__all__ = ["exec_"]
+__all__ = ["attach", "exec_"]
 
 _STDOUT, _STDERR = 1, 2
 
@@ -136,33 +136,69 @@ def exec_(
     with_client(server, work)
 
 
+def attach(
+    box: Annotated[str, typer.Argument(metavar="BOX", help="Id or name.")],
+    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Pass our standard input on.")] = False,
+    tty: Annotated[bool, typer.Option("--tty", "-t", help="It has a terminal (`create --tty`): be that.")] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Follow the main process of a box: what it has printed, and what it prints. The exit status is the process's.
+
+    The box is started for that where it does not run. When we are ended, the process goes on.
+    """
+    from stockade.cli.box_client import BoxClient
+
+    server = the_server(url, api_key)
+
+    async def work(_: "AsyncClient") -> int | None:
+        with BoxClient(server) as client:
+            path = client.attach_path(box) + ("" if interactive else "?stdin=0")
+            has_terminal = tty and interactive and os.isatty(STDIN)
+            return await _attached(server, path, interactive=interactive, ends_input=False, has_terminal=has_terminal)
+
+    with_client(server, work)
+
+
 async def _run(
     client: "BoxClient", server: Server, box: str, body: dict[str, Any], *, interactive: bool, tty: bool
 ) -> int | None:
-    from stockade.sdk._transport import checked_url, headers, open_websocket
     from stockade.sdk.errors import SdkError
 
-    has_terminal = tty and interactive and os.isatty(STDIN)
     execution = await asyncio.to_thread(client.exec, box, body)
     is_over = False
     try:
-        path = client.attach_path(box, execution)
-        connection = await open_websocket(checked_url(server.url), path, headers(server.api_key))
-        async with connection:
-            process = BoxProcess(connection)
-            if not interactive:
-                await process.close_stdin()
-            elif has_terminal:
-                await process.resize(*size(STDIN))
-            code = await converse(
-                cast("AsyncProcess", process),
-                takes_input=interactive,
-                terminal=Terminal(STDIN, raw) if has_terminal else None,
-                follows_size=has_terminal,
-            )
+        code = await _attached(
+            server,
+            client.attach_path(box, execution),
+            interactive=interactive,
+            ends_input=not interactive,
+            has_terminal=tty and interactive and os.isatty(STDIN),
+        )
         is_over = True
         return code
     finally:
         if not is_over:
             with contextlib.suppress(SdkError):  # it is gone, or the server is
                 await asyncio.shield(asyncio.to_thread(client.forget, box, execution))
+
+
+async def _attached(
+    server: Server, path: str, *, interactive: bool, ends_input: bool, has_terminal: bool
+) -> int | None:
+    """Speak with the process whose WebSocket is at *path*; its exit code, or `None` when we were ended."""
+    from stockade.sdk._transport import checked_url, headers, open_websocket
+
+    connection = await open_websocket(checked_url(server.url), path, headers(server.api_key))
+    async with connection:
+        process = BoxProcess(connection)
+        if ends_input:
+            await process.close_stdin()
+        elif has_terminal:
+            await process.resize(*size(STDIN))
+        return await converse(
+            cast("AsyncProcess", process),
+            takes_input=interactive,
+            terminal=Terminal(STDIN, raw) if has_terminal else None,
+            follows_size=has_terminal,
+        )

@@ -101,22 +101,10 @@ class OnServer:
         await self._asked("DELETE", f"images/registries/{quote(id, safe='')}")
 
     async def _asked(self, method: str, path: str, **body: Any) -> dict[str, Any]:
-        from stockade.sdk._transport import translated
-        from stockade.sdk.errors import ProtocolError, api_error
+        from stockade.sdk._transport import answered, translated
 
         with translated(self._server.url):
-            response = await self._client.request(method, path, **body)
-            if not response.is_success:
-                raise api_error(response.status_code, response.headers, response.content)
-        if not response.content:
-            return {}
-        try:
-            document = response.json()
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise ProtocolError(f"{self._server.url} does not answer as a server of ours")
-        return document
+            return answered(self._server.url, await self._client.request(method, path, **body))
 
     async def _watched(self, path: str, *, headers: Mapping[str, str] | None = None, **body: Any) -> Steps:
         from stockade.sdk._transport import translated

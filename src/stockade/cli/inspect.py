@@ -6,7 +6,7 @@ import json
 import platform
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,17 +14,23 @@ import typer
 
 from stockade import __version__
 from stockade.cli.options import AsJson, ConfigFile, DataDir
+from stockade.errors import StockadeError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from stockade.backends.base import Report
+    from stockade.backends.base import Backend, Feature, Report
+    from stockade.backends.disks import DiskFacts, Disks
     from stockade.config import Config
     from stockade.engine import Languages
 
 __all__ = ["doctor", "languages", "version"]
 
 REPORT_S = 60.0
+_UNSIZED = (
+    "see docs/disks.md, or go without by STOCKADE_SANDBOX_ALLOW_UNENFORCED=disk_size; until then there are neither "
+    "boxes nor images"
+)
 
 
 def version(as_json: AsJson = False) -> None:
@@ -117,14 +123,7 @@ def doctor(as_json: AsJson = False, data_dir: DataDir = None, config: ConfigFile
     running = _running_warden(loaded)
     backend = make_backend(loaded, load_languages(loaded), embedded=running is None, warden_socket=running)
 
-    async def ask() -> "Report":
-        try:
-            async with asyncio.timeout(REPORT_S):
-                return await backend.report()
-        finally:
-            await backend.close()
-
-    report = asyncio.run(ask())
+    report = asyncio.run(_asked(backend))
     allowed = frozenset(loaded.sandbox.allow_unenforced)
     lacking = [name for name in report.missing if name not in allowed]
     if as_json:
@@ -132,6 +131,54 @@ def doctor(as_json: AsJson = False, data_dir: DataDir = None, config: ConfigFile
     else:
         _print_report(report, allowed, lacking)
     raise typer.Exit(1 if lacking else 0)
+
+
+async def _asked(backend: "Backend") -> "Report":
+    """What it says of itself and, where it works at all, of its disks: to know those is to make a place for them."""
+    try:
+        async with asyncio.timeout(REPORT_S):
+            works = True
+            try:
+                await backend.start()
+            except StockadeError:  # the report says why
+                works = False
+            report = await backend.report()
+            disks: Disks | None = getattr(backend, "disks", None)
+            if disks is None or "sandboxes" in report.missing:
+                return report
+            try:
+                feature = _of_disks(await disks.facts()) if works else _no_disks("no sandboxes are made here either")
+            except StockadeError as error:
+                feature = _no_disks(str(error))
+            return replace(report, features=(*report.features, feature))
+    finally:
+        await backend.close()
+
+
+def _of_disks(facts: "DiskFacts") -> "Feature":
+    from stockade.backends.base import Feature
+    from stockade.backends.disks import DISK_SIZE
+
+    if facts.kind == "none":
+        return _no_disks(facts.why)
+    copies = "copies share blocks" if facts.shares_blocks else "copies copy"
+    sizes = "a limit for each disk" if facts.enforces_size else "nothing limits disks"
+    mechanism = f"{facts.kind}: {facts.place}; {sizes}; {copies}; {facts.free_bytes / 2**30:.1f} GiB free"
+    return Feature(
+        name=DISK_SIZE,
+        enforced=facts.enforces_size,
+        mechanism=f"{mechanism}. {facts.why}" if facts.why else mechanism,
+        remedy="" if facts.enforces_size else _UNSIZED,
+        required=False,
+    )
+
+
+def _no_disks(why: str) -> "Feature":
+    from stockade.backends.base import Feature
+    from stockade.backends.disks import DISK_SIZE
+
+    remedy = "see docs/disks.md; there are neither boxes nor images until then"
+    return Feature(name=DISK_SIZE, enforced=False, mechanism=f"no disks: {why}", remedy=remedy, required=False)
 
 
 def _running_warden(config: "Config") -> Path | None:
@@ -150,6 +197,7 @@ def _report_json(report: "Report", allowed: frozenset[str], lacking: list[str]) 
         {
             "name": one.name,
             "enforced": one.enforced,
+            "required": one.required,
             "allowed_without": not one.enforced and one.name in allowed,
             "mechanism": one.mechanism,
             "remedy": one.remedy,
@@ -201,7 +249,12 @@ def _print_report(report: "Report", allowed: frozenset[str], lacking: list[str])
     for title in ("Protection", "Enforced", "By"):
         table.add_column(title, overflow="fold")
     for one in report.features:
-        state = "[green]yes[/]" if one.enforced else "[yellow]no (allowed)[/]" if one.name in allowed else "[red]NO[/]"
+        if one.enforced:
+            state = "[green]yes[/]"
+        elif one.name in allowed:
+            state = "[yellow]no (allowed)[/]"
+        else:
+            state = "[red]NO[/]" if one.required else "[yellow]no[/]"
         remedy = f"\n[bold]→ {escape(one.remedy)}[/]" if one.remedy and not one.enforced else ""
         table.add_row(escape(one.name), state, escape(one.mechanism) + remedy)
     console.print(table, "")
@@ -220,5 +273,7 @@ def _print_report(report: "Report", allowed: frozenset[str], lacking: list[str])
         )
     elif report.missing:
         console.print("Everything is enforced but what the configuration allows to go without.")
-    else:
+    elif all(one.enforced for one in report.features):
         console.print("[green]Everything is enforced.[/]")
+    else:
+        console.print("Everything is enforced that has to be.")

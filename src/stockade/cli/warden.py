@@ -41,8 +41,8 @@ def warden(
     """Run a warden by itself, until SIGTERM; prints nothing but errors.
 
     A server that an ordinary user starts makes root's sandboxes with it: name PATH as `sandbox.warden_socket` there.
-    Whoever may use it can run programs in sandboxes and nothing else. Of the configuration it reads
-    `sandbox.host_paths` and the languages.
+    Whoever may use it can run programs in sandboxes, and keep disks for them, and nothing else. Of the configuration it
+    reads `sandbox.host_paths`, the languages, `disks` and, for where those lie, `data_dir`.
     """
     from stockade.app.engine import backend_options, load_languages
     from stockade.backends.native.launch import command

@@ -12,10 +12,11 @@ before the interpreter does: threads cannot be started any more once that has be
 
 import asyncio
 import atexit
-import concurrent.futures.thread  # before `background` asks to be called: who asks last is called first
+import importlib
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from stockade.errors import Conflict, Unavailable
@@ -52,8 +53,7 @@ class Background:
         """
         future = self._begin(work)
         try:
-            found: T = future.result()
-            return found
+            return future.result()
         except BaseException:  # also Ctrl-C, while we wait
             future.cancel()
             raise
@@ -84,7 +84,7 @@ class Background:
         self._loop.call_soon_threadsafe(self._ending.set)
         self._thread.join(_END_S)
 
-    def _begin(self, work: Coroutine[Any, Any, T]) -> Any:
+    def _begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         try:
             if self.pid != os.getpid():
                 raise Conflict(
@@ -125,8 +125,9 @@ def background() -> Background:
     with _lock:
         if _made is None or _made.pid != os.getpid() or _made._is_closed:
             _made = Background()
-            # Before the interpreter joins the threads of executors, which waits for ours to let go of them, and after
-            # which no thread can be started (threading._shutdown). There is no public way to be called then.
+            # Before executors are told that the interpreter ends, after which they take no more work: who asks last is
+            # called first, and they ask when their module is imported. There is no public way to be called then.
+            importlib.import_module("concurrent.futures.thread")
             register = getattr(threading, "_register_atexit", atexit.register)
             register(_made.close)
         return _made

@@ -142,8 +142,8 @@ async def _engine(directory: Path, *, is_passing: bool) -> AsyncIterator[LocalPl
         engine = await stack.enter_async_context(with_sandboxes(config, runs, records))
         if engine.boxes is None or engine.sandboxes is None:
             raise Unsupported(
-                "this host has no disks for sandboxes: `stockade doctor` says why; an ordinary user needs "
-                "STOCKADE_SANDBOX_ALLOW_UNENFORCED=disk_size"
+                "this host has no disks for sandboxes, which the library needs: `stockade doctor` says why, and "
+                "STOCKADE_DISKS_KIND=none must not be set"
             )
         stack.push_async_callback(engine.sandboxes.end_all)
         tasks = Tasks()

@@ -16,7 +16,6 @@ from stockade.engine.tasks import Tasks
 from stockade.engine.volumes import Volumes
 from stockade.errors import Unsupported
 from stockade.model import Actor, Box, BoxRequest
-from stockade.store.box_rows import owner_of
 
 __all__ = ["BoxCreations"]
 
@@ -115,6 +114,6 @@ class BoxCreations:
 
     async def _ensured(self, actor: Actor, reference: str) -> Image:
         if self._own_images.is_own(reference) or self._images is None:
-            return self._own_images.find(reference, owner_of(actor.account_id, actor.id))
+            return self._own_images.find(reference, actor.owner)
         record = await self._images.ensure(actor, reference)
-        return self._own_images.find(record.digest, owner_of(actor.account_id, actor.id))
+        return self._own_images.find(record.digest, actor.owner)

@@ -17,8 +17,7 @@ from weakref import WeakValueDictionary
 from stockade.engine.box_needs import BoxTable
 from stockade.engine.lives import moment
 from stockade.errors import NotFound, Unavailable
-from stockade.model import Actor, Box, BoxState
-from stockade.store.box_rows import owner_of
+from stockade.model import Actor, Box, BoxState, owner_of
 
 __all__ = ["AT_REST", "LIVING", "BoxRecords", "owner_actor"]
 
@@ -67,7 +66,7 @@ class BoxRecords:
         Raises:
             NotFound: there is none, or it is another account's.
         """
-        owner = owner_of(actor.account_id, actor.id)
+        owner = actor.owner
         known = self._known.get(id_or_name) or self._known.get(self._names.get((owner, id_or_name), ""))
         if known is not None and owner_of(known.account_id, known.key_id) == owner:
             return self.shown(known)

@@ -40,8 +40,8 @@ from stockade.model import (
     SandboxRequest,
     SandboxState,
     TerminalSize,
+    owner_of,
 )
-from stockade.store.box_rows import owner_of
 
 __all__ = ["BoxCounts", "BoxRuns", "sandbox_of"]
 
@@ -125,9 +125,11 @@ class BoxRuns:
     def _answer_s(self) -> float:
         return self._sandboxes.lives.options.answer_s
 
-    def counts(self, actor: Actor) -> BoxCounts:
-        """Of the actor's account."""
-        counted = self._counted.get(owner_of(actor.account_id, actor.id), Counter())
+    def counts(self, actor: Actor | None) -> BoxCounts:
+        """Of the actor's account, or of all."""
+        counted: Counter[str] = Counter()
+        for one in self._counted.values() if actor is None else (self._counted.get(actor.owner, Counter()),):
+            counted += one
         return BoxCounts(**counted)
 
     def timing(self, box_id: str) -> BoxTiming | None:
@@ -305,10 +307,18 @@ class BoxRuns:
         async with self._sandboxes.asking(await self._row(box)):
             await self._pausing.resume(sandbox_id)
             deadline_at = (await self._backend.inspect(sandbox_id)).deadline_at
-        if deadline_at is not None:  # it stood still meanwhile
-            await self._sandboxes.lives.amend(sandbox_id, deadline_at=moment(deadline_at))
         self._records.touch(box.id)
-        return await self._moved(box, {BoxState.PAUSED}, state=BoxState.RUNNING, updated_at=self._records.now)
+        moving = self._moved(box, {BoxState.PAUSED}, state=BoxState.RUNNING, updated_at=self._records.now)
+        if deadline_at is None:
+            return await moving
+        # Side by side, for neither needs the other. Its deadline stood still meanwhile.
+        amending = self._sandboxes.lives.amend(sandbox_id, deadline_at=moment(deadline_at))
+        moved, amended = await asyncio.gather(moving, amending, return_exceptions=True)
+        if isinstance(moved, BaseException):
+            raise moved
+        if isinstance(amended, BaseException):
+            raise amended
+        return moved
 
     async def stop(self, box: Box, *, grace_s: float) -> Box:
         """End a box that runs: its main process is asked to (SIGTERM), and killed after *grace_s* with all others.

@@ -38,7 +38,6 @@ from stockade.engine.tasks import Tasks
 from stockade.engine.volumes import Volumes
 from stockade.errors import Invalid, NotFound, StockadeError, Unavailable, UnknownImage
 from stockade.model import Actor, Box, BoxRequest, BoxState, Network, NetworkMode, Sandbox, Snapshot
-from stockade.store.box_rows import owner_of
 from stockade.store.boxes import BoxPage
 
 __all__ = ["BoxCounts", "BoxExists", "BoxPage", "BoxStateConflict", "BoxStopped", "BoxTiming", "Boxes"]
@@ -201,7 +200,7 @@ class Boxes:
         Raises:
             Invalid: *cursor* is none of ours.
         """
-        owner = owner_of(actor.account_id, actor.id)
+        owner = actor.owner
         page = await self._table.list(owner, states=states, limit=limit, cursor=cursor)
         return BoxPage(items=tuple(map(self._records.shown, page.items)), cursor=page.cursor)
 
@@ -435,8 +434,8 @@ class Boxes:
 
     # ── the rest ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def counts(self, actor: Actor) -> BoxCounts:
-        """What became of the boxes of the actor's account since this server began."""
+    def counts(self, actor: Actor | None = None) -> BoxCounts:
+        """What became of boxes since this server began: of the actor's account, or of all."""
         return self._runs.counts(actor)
 
     def timing(self, box_id: str) -> BoxTiming | None:

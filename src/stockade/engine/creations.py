@@ -19,7 +19,6 @@ from stockade.engine.lives import Lives, moment
 from stockade.engine.sandbox_requests import new_sandbox
 from stockade.errors import Conflict, StockadeError, Unavailable
 from stockade.model import Actor, EndedBy, Sandbox, SandboxRequest, SandboxState
-from stockade.store.box_rows import owner_of
 
 __all__ = ["Creations"]
 
@@ -84,7 +83,7 @@ class Creations:
     async def _create(
         self, actor: Actor, request: SandboxRequest, reading: Reading | None
     ) -> tuple[Sandbox, Streams | None]:
-        image = self._images.find(request.image, owner_of(actor.account_id, actor.id))
+        image = self._images.find(request.image, actor.owner)
         sandbox = new_sandbox(actor, request, image, limits=self._limits, now=moment(self._lives.clock()))
         if sandbox.id in self._under_way or sandbox.id in self._lives:
             raise Conflict(f"there is a sandbox {sandbox.id} already")

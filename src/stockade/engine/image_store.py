@@ -17,7 +17,7 @@ import structlog
 from stockade.backends.disks import Disks
 from stockade.config_boxes import RegistriesConfig
 from stockade.engine.image_arrivals import Arrival, ImageArrivals
-from stockade.engine.image_catalogue import ImageCatalogue, ImageTable, Key, key_of, owner_of
+from stockade.engine.image_catalogue import ImageCatalogue, ImageTable, Key, key_of
 from stockade.engine.image_layers import ImageLayers
 from stockade.engine.image_pulls import ImagePulls
 from stockade.engine.image_references import InvalidReference, Reference, is_digest
@@ -29,7 +29,7 @@ from stockade.errors import Conflict, Denied, NotFound, StockadeError, UnknownIm
 from stockade.model import Actor
 from stockade.model.images import ImageRecord
 
-__all__ = ["ImageInUse", "ImageStore", "ImageUsage", "Pruned", "owner_of"]
+__all__ = ["ImageInUse", "ImageStore", "ImageUsage", "Pruned"]
 
 log = structlog.get_logger()
 
@@ -130,7 +130,7 @@ class ImageStore:
         """The image of that reference, alias or digest which an account may use; that it is used now is noted.
 
         Args:
-            account_id: as `owner_of` has it.
+            account_id: as `Actor.owner` has it.
         """
         key = self._catalogue.lookup(account_id, name)
         return None if key is None else self._catalogue.use(key)
@@ -154,10 +154,10 @@ class ImageStore:
             InvalidReference: it is no name of an image.
             and what `pull` raises.
         """
-        found = self.find(owner_of(actor), reference)
+        found = self.find(actor.owner, reference)
         while found is not None and key_of(found) in self._going:
             async with self._changes:
-                found = self.find(owner_of(actor), reference)
+                found = self.find(actor.owner, reference)
         if found is not None:
             return found
         if is_digest(reference):
@@ -186,7 +186,7 @@ class ImageStore:
             raise InvalidReference(reference, "is one of the server's own images, which are not pulled")
         if self.registries is None or (self.options.pull == "never" and not actor.is_admin):
             raise Denied("this server pulls no images (registries.pull)")
-        registries, owner = self.registries, owner_of(actor)
+        registries, owner = self.registries, actor.owner
 
         async def work(heard: ImageProgress) -> ImageRecord:
             source = await registries.source(str(wanted), account_id=actor.account_id)
@@ -238,11 +238,11 @@ class ImageStore:
 
     def list(self, actor: Actor) -> list[ImageRecord]:
         """The images that *actor* may use, with all names that lead to them, the oldest first."""
-        return self._catalogue.visible(owner_of(actor))
+        return self._catalogue.visible(actor.owner)
 
     def get(self, actor: Actor, name: str) -> ImageRecord:
         """One image, with all names that lead to it. Raises NotFound."""
-        return self._catalogue.named(self._known(actor, name), owner_of(actor))
+        return self._catalogue.named(self._known(actor, name), actor.owner)
 
     async def alias(self, actor: Actor, name: str, alias: str) -> ImageRecord:
         """Have *alias* lead to an image, wherever it led before; for the operator for everybody, else for the account.
@@ -254,13 +254,13 @@ class ImageStore:
         """
         record = self._known(actor, name)
         wanted = self._nameable(alias, "cannot be an alias: one of the server's own names, or a digest")
-        scope = "" if actor.is_admin and not record.account_id else owner_of(actor)
+        scope = "" if actor.is_admin and not record.account_id else actor.owner
         await self._catalogue.name(scope, wanted, record)
         return self.get(actor, record.digest)
 
     async def unalias(self, actor: Actor, alias: str) -> None:
         """Have a name lead nowhere. Raises NotFound: there is none; Denied: it is everybody's."""
-        wanted, scope, names = str(self._catalogue.parsed(alias)), owner_of(actor), self._catalogue.names
+        wanted, scope, names = str(self._catalogue.parsed(alias)), actor.owner, self._catalogue.names
         if (scope, wanted) not in names:
             if ("", wanted) not in names:
                 raise NotFound(f"there is no image {alias!r}")
@@ -278,7 +278,7 @@ class ImageStore:
             ImageInUse: a box stands on it.
         """
         record = self.get(actor, name)
-        is_owner = owner_of(actor) in (record.account_id, record.brought_by)
+        is_owner = actor.owner in (record.account_id, record.brought_by)
         if not (actor.is_admin or is_owner):
             raise Denied(f"the image {record.reference} is everybody's, and another brought it here")
         if not await self._take_away(record):
@@ -295,7 +295,7 @@ class ImageStore:
 
     def usage(self, actor: Actor) -> ImageUsage:
         """What counts for *actor*: of an operator, all that operators brought here."""
-        owner = "" if actor.is_admin else owner_of(actor)
+        owner = "" if actor.is_admin else actor.owner
         records = self._catalogue.brought_by(owner)
         layers = {layer.disk: layer.size_bytes for one in records for layer in one.layers}
         return ImageUsage(
@@ -313,10 +313,10 @@ class ImageStore:
         return await self._prune(self._catalogue.unused(limit))
 
     def _usable(self, actor: Actor) -> Iterable[str]:
-        return (HOST_IMAGE.name, *self._catalogue.familiar(owner_of(actor)))
+        return (HOST_IMAGE.name, *self._catalogue.familiar(actor.owner))
 
     def _known(self, actor: Actor, name: str) -> ImageRecord:
-        key = self._catalogue.lookup(owner_of(actor), name)
+        key = self._catalogue.lookup(actor.owner, name)
         if key is None:
             raise NotFound(f"there is no image {name[:200]!r}")
         return self._catalogue.records[key]

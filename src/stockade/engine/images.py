@@ -155,7 +155,7 @@ class Images:
         """The image that *name* stands for: one of the server's own, an alias, or one that was brought here.
 
         Args:
-            account_id: who asks, as `image_store.owner_of` has it.
+            account_id: who asks, as `Actor.owner` has it.
 
         Raises:
             UnknownImage: there is none; the error lists the server's own names. Nothing is ever taken in its place.

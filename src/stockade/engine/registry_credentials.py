@@ -8,8 +8,6 @@
 | it is sent to somebody else | by the registry's exact host and whole components of the repository's path |
 """  # noqa: E501
 
-import hashlib
-import os
 import re
 import uuid
 from collections.abc import Sequence
@@ -18,13 +16,12 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 import structlog
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from stockade.engine.image_references import InvalidReference, Reference
-from stockade.errors import Denied, Invalid, LimitExceeded, NotFound
+from stockade.errors import Denied, Fault, Invalid, LimitExceeded, NotFound
 from stockade.model import Actor
 from stockade.model.registries import Login, RegistryCredential, SealedCredential
+from stockade.store.seals import Seal
 
 __all__ = ["CredentialTable", "RegistryCredentials"]
 
@@ -34,8 +31,6 @@ MOST_OF_ACCOUNT = 100
 MOST_USERNAME = 256
 MOST_PASSWORD = 16 * 1024
 """Characters; keys of service accounts are JSON documents."""
-_VERSION = b"\x01"
-_NONCE_BYTES = 12
 
 
 class CredentialTable(Protocol):
@@ -57,14 +52,10 @@ class CredentialTable(Protocol):
 class RegistryCredentials:
     """The credentials of all accounts."""
 
-    def __init__(self, table: CredentialTable, *, secret: str) -> None:
-        """Take where they are kept.
-
-        Args:
-            secret: of the server; what was encrypted with another one cannot be read.
-        """
+    def __init__(self, table: CredentialTable, *, seal: Seal) -> None:
+        """Take where they are kept, and what encrypts them: what was encrypted with another key cannot be read."""
         self._table = table
-        self._cipher = AESGCM(hashlib.sha256(b"stockade registry credentials\0" + secret.encode()).digest())
+        self._seal = seal
 
     async def create(
         self, actor: Actor, *, host: str, username: str, password: str, prefix: str = ""
@@ -101,7 +92,7 @@ class RegistryCredentials:
             secret=b"",
         )
         try:
-            row = replace(row, secret=self._encrypted(row, password))
+            row = replace(row, secret=self._seal.close(password.encode(), about=_bound_to(row)))
         except UnicodeEncodeError:
             raise Invalid("password: has characters that UTF-8 cannot write") from None
         await self._table.insert(row, by=actor.id)
@@ -136,31 +127,23 @@ class RegistryCredentials:
             return None
         fitting = [row for row in await self._table.of_account(account_id) if _fits(row, reference)]
         for row in sorted(fitting, key=lambda one: len(one.repository_prefix), reverse=True):
-            password = self._decrypted(row)
+            password = self._opened(row)
             if password is not None:
                 return Login(username=row.username, password=password)
             log.warning("registry.credential_unreadable", account_id=account_id, credential_id=row.id)
         return None
 
-    def _encrypted(self, row: RegistryCredential, password: str) -> bytes:
-        nonce = os.urandom(_NONCE_BYTES)
-        return _VERSION + nonce + self._cipher.encrypt(nonce, password.encode(), _bound_to(row))
-
-    def _decrypted(self, row: SealedCredential) -> str | None:
+    def _opened(self, row: SealedCredential) -> str | None:
         """The password; `None` when the row was written with another secret, or changed since."""
-        version, rest = row.secret[:1], row.secret[1:]
-        if version != _VERSION:
-            return None
         try:
-            return self._cipher.decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], _bound_to(row)).decode()
-        except (InvalidTag, ValueError):
+            return self._seal.open(row.secret, about=_bound_to(row)).decode()
+        except Fault:
             return None
 
 
-def _bound_to(row: RegistryCredential) -> bytes:
+def _bound_to(row: RegistryCredential) -> str:
     """What a password belongs to; members cannot run into each other, since none holds a NUL."""
-    members = (row.id, row.account_id, row.registry_host, row.repository_prefix, row.username)
-    return "\0".join(members).encode()
+    return "\0".join(("registry", row.id, row.account_id, row.registry_host, row.repository_prefix, row.username))
 
 
 def _check_actor(actor: Actor) -> None:

@@ -31,8 +31,8 @@ from stockade.model import (
     SandboxRequest,
     SandboxState,
     Usage,
+    owner_of,
 )
-from stockade.store.box_rows import owner_of
 from stockade.store.sandboxes import Page
 
 __all__ = ["Execution", "Page", "Sandboxes", "UsageNow"]

@@ -19,8 +19,7 @@ from stockade.engine.box_requests import checked_box_name
 from stockade.engine.tasks import Tasks
 from stockade.engine.ulids import new_ulid
 from stockade.errors import InvalidLimit, NoAnswer, NotFound, StockadeError
-from stockade.model import Actor, Box, DiskMount, Volume
-from stockade.store.box_rows import owner_of
+from stockade.model import Actor, Box, DiskMount, Volume, owner_of
 
 __all__ = ["VolumeHolds", "Volumes"]
 
@@ -172,17 +171,17 @@ class Volumes:
             created_at=now,
             updated_at=now,
         )
-        owner = owner_of(actor.account_id, actor.id)
+        owner = actor.owner
         await asyncio.shield(self._tasks.start(self._make(volume, owner), name=f"make {volume.id}"))
         return volume
 
     async def list(self, actor: Actor) -> list[Volume]:
         """Those of the actor's account, the newest first."""
-        return list(await self._table.list(owner_of(actor.account_id, actor.id)))
+        return list(await self._table.list(actor.owner))
 
     async def get(self, actor: Actor, id_or_name: str) -> Volume:
         """Raises NotFound: the account has no such volume."""
-        volume = await self._table.find(owner_of(actor.account_id, actor.id), id_or_name)
+        volume = await self._table.find(actor.owner, id_or_name)
         if volume is None:
             raise NotFound(f"volume {id_or_name[:200]} not found")
         return volume
@@ -251,7 +250,7 @@ class Volumes:
     async def _remove(self, actor: Actor, volume: Volume, force: bool) -> None:
         with self.holds.barring(volume.id):
             if not force:
-                for box in (await self._boxes.list(owner_of(actor.account_id, actor.id))).items:
+                for box in (await self._boxes.list(actor.owner)).items:
                     if any(one.volume == volume.id for one in box.mounts):
                         raise VolumeInUse(
                             volume.id,

@@ -4,7 +4,7 @@ from stockade.model.boxes import Box, BoxRequest, BoxState, Mount, SecretRule, S
 from stockade.model.limits import LimitOverrides, Limits
 from stockade.model.outcomes import Outcome, Usage
 from stockade.model.processes import Bundle, OnOutputLimit, ProcessResult, ProcessSpec, Template, TemplateKind
-from stockade.model.runs import Actor, RunResult, RunSpec
+from stockade.model.runs import Actor, RunResult, RunSpec, owner_of
 from stockade.model.sandboxes import (
     LEGAL_MOVES,
     BuildFile,
@@ -63,4 +63,5 @@ __all__ = [
     "TerminalSize",
     "Usage",
     "Volume",
+    "owner_of",
 ]

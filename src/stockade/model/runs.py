@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from stockade.model.limits import LimitOverrides
 from stockade.model.processes import OnOutputLimit, ProcessResult
 
-__all__ = ["Actor", "RunResult", "RunSpec"]
+__all__ = ["Actor", "RunResult", "RunSpec", "owner_of"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
-"""The two libraries below us: how a WebSocket is opened, and what their errors mean. Their exceptions end here."""
+"""The two libraries below us: how a WebSocket is opened, what answers and errors mean. Their exceptions end here."""
 
 import contextlib
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -13,7 +14,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, W
 from stockade.sdk._frames import MOST_BYTES
 from stockade.sdk.errors import ConnectionFailed, ProtocolError, TimedOut, api_error
 
-__all__ = ["checked_url", "headers", "open_websocket", "timeouts", "translated"]
+__all__ = ["answered", "checked_url", "headers", "open_websocket", "timeouts", "translated"]
 
 CONNECT_S = 10.0
 CLOSE_S = 2.0
@@ -74,6 +75,26 @@ def translated(url: str) -> Iterator[None]:
         raise ConnectionFailed(f"the connection to {url} broke: {_reason(error)}") from error
     except httpx.DecodingError as error:
         raise ProtocolError(f"the answer of {url} cannot be decoded: {error}") from error
+
+
+def answered(url: str, response: httpx.Response) -> dict[str, Any]:
+    """The JSON object that a server answers with; an empty one where it says nothing.
+
+    Raises:
+        ApiError: it refuses.
+        ProtocolError: it says something else.
+    """
+    if not response.is_success:
+        raise api_error(response.status_code, response.headers, response.content)
+    if not response.content:
+        return {}
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise ProtocolError(f"{url} does not answer as a server of ours")
+    return document
 
 
 async def open_websocket(url: str, path: str, more_headers: Mapping[str, str]) -> ClientConnection:

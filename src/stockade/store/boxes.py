@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, bindparam, delete, exc, func, insert, or_, select, update
 
 from stockade.errors import Conflict, Invalid, LimitExceeded
-from stockade.model import Box, BoxState
-from stockade.store.box_rows import BOX_COLUMNS, box_from_row, box_to_row, is_about, owner_of
+from stockade.model import Box, BoxState, owner_of
+from stockade.store.box_rows import BOX_COLUMNS, box_from_row, box_to_row, is_about
 from stockade.store.box_tables import UNIQUE_BOX_NAME, boxes
 from stockade.store.database import Database
 from stockade.store.seals import Seal
@@ -68,7 +68,7 @@ class BoxPage:
 class BoxTable:
     """The boxes that were made here. Every method raises Unavailable while the database is away.
 
-    An *owner* is an account, or the key of whoever has none: see `box_rows.owner_of`. A hidden row is of a box that is
+    An *owner* is an account, or the key of whoever has none: see `model.owner_of`. A hidden row is of a box that is
     being made or removed: only `list_hidden`, `reveal` and `delete` know it.
     """
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from stockade.model.accounts import Account
@@ -39,6 +39,7 @@ __all__ = [
     "list_users",
     "password_hash",
     "put_attempts",
+    "removed_accounts",
     "take_token",
     "tokens_of",
     "touch_session",
@@ -46,6 +47,9 @@ __all__ = [
 
 REMOVED = "user_removed"
 """What the audit log of an account says of a user who is gone."""
+_IS_REMOVED = and_(
+    users.c.id.is_(None), exists().where(audit_log.c.account_id == accounts.c.id, audit_log.c.action == REMOVED)
+)
 _DERIVED = ("has_password", "role")
 _USER = (
     *(users.c[one.name] for one in fields(User) if one.name not in _DERIVED),
@@ -114,12 +118,16 @@ def count_admins(connection: Connection) -> int:
 
 def barred_accounts(connection: Connection, account_ids: Collection[str]) -> frozenset[str]:
     """Those of *account_ids* whose user is locked or has been removed. An account of keys alone never had a user."""
-    is_removed = exists().where(audit_log.c.account_id == accounts.c.id, audit_log.c.action == REMOVED)
-    query = (
-        select(accounts.c.id)
-        .select_from(accounts.outerjoin(users))
-        .where(accounts.c.id.in_(account_ids), or_(users.c.is_locked, and_(users.c.id.is_(None), is_removed)))
-    )
+    return _accounts_that(connection, account_ids, or_(users.c.is_locked, _IS_REMOVED))
+
+
+def removed_accounts(connection: Connection, account_ids: Collection[str]) -> frozenset[str]:
+    """Those of *account_ids* whose user has been removed."""
+    return _accounts_that(connection, account_ids, _IS_REMOVED)
+
+
+def _accounts_that(connection: Connection, account_ids: Collection[str], are_so: ColumnElement[bool]) -> frozenset[str]:
+    query = select(accounts.c.id).select_from(accounts.outerjoin(users)).where(accounts.c.id.in_(account_ids), are_so)
     return frozenset(connection.execute(query).scalars())
 
 

@@ -44,7 +44,7 @@ class VolumeTable:
         """Record a volume that is about to be made: hidden.
 
         Args:
-            owner: see `box_rows.owner_of`.
+            owner: see `model.owner_of`.
             most: volumes that they may have, this one included.
 
         Raises:

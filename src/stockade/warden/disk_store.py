@@ -10,6 +10,7 @@ In one directory, which nobody but us may enter:
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -22,6 +23,11 @@ __all__ = ["Driver", "Store", "explain"]
 PLACES = ("disks", "layers", "temporary")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PAGE = 500
+# An overlay file system makes a directory when it is mounted; where it cannot, nothing can be changed, nor deleted.
+_TO_MOUNT = 1 << 20
+_MOST_OVER = 64 << 20
+"""What a disk may come to hold beyond its size, were it filled anew each time that it has just been mounted."""
+_LIFTED_S = 2.0
 
 
 class Driver(Protocol):
@@ -89,6 +95,8 @@ class Store:
                 os.mkdir(name, 0o700, dir_fd=root)
         self.disks, self.layers, self._temporary = (os.open(name, _DIRECTORY, dir_fd=root) for name in PLACES)
         self.driver = make_driver(root, self._temporary)
+        self._lifted: dict[str, tuple[int, float]] = {}
+        """Sizes of disks that may hold more for a moment, and when that is over."""
         self._recover()
 
     def make(self, name: str, size_bytes: int) -> None:
@@ -155,9 +163,32 @@ class Store:
                 self.driver.delete(place, name)
                 self.driver.commit()
 
+    @property
+    def has_lifted(self) -> bool:
+        """Whether there is something for `lower`."""
+        return bool(self._lifted)
+
+    def lift(self, name: str, disk: int) -> None:
+        """Let a disk that is full hold a little more, for it is about to be mounted. `lower` takes that back."""
+        size, used = self.driver.sizes(disk)
+        if not size or (size - used >= _TO_MOUNT and _can_make(disk)):
+            return
+        size, _ = self._lifted.get(name, (size, 0.0))
+        self._lifted[name] = size, time.monotonic() + _LIFTED_S
+        self.driver.resize(disk, max(size, min(used, size + _MOST_OVER)) + _TO_MOUNT)
+
+    def lower(self, now: float) -> None:
+        """Give disks their own size back which they have been mounted with. To be called every second or so."""
+        for name, (size, until) in list(self._lifted.items()):
+            if until <= now:
+                del self._lifted[name]
+                with contextlib.suppress(Refused, OSError), self.opened(name, layer=False) as disk:
+                    self.driver.resize(disk, size)
+
     def info(self, name: str) -> dict[str, Any]:
         with self.opened(name) as disk:
             size, used = self.driver.sizes(disk)
+            size, _ = self._lifted.get(name, (size, 0.0))
         is_layer = self._is_in(self.layers, name)
         return {"disk": name, "size_bytes": size, "used_bytes": used, "is_layer": is_layer}
 
@@ -232,6 +263,17 @@ class Store:
             yield disk
         finally:
             os.close(disk)
+
+
+def _can_make(disk: int) -> bool:
+    """Whether its limit lets anything more be made on a disk; what it holds is known only a while after it changes."""
+    try:
+        with contextlib.suppress(FileExistsError):  # by one who died here
+            os.mkdir("room", 0o700, dir_fd=disk)
+        os.rmdir("room", dir_fd=disk)
+    except OSError as error:
+        return error.errno != errno.EDQUOT
+    return True
 
 
 def _names(place: int) -> list[str]:

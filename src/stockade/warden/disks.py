@@ -26,7 +26,7 @@ from . import kernel, protocol
 from .fields import Refused, whole
 from .journal import say, say_traceback
 
-__all__ = ["MOST_BYTES", "DiskOperations", "Disks", "Reply", "Then", "disk_name", "start"]
+__all__ = ["MOST_BYTES", "DiskOperations", "Disks", "Reply", "Then", "disk_name", "name_for", "start"]
 
 MOST_BYTES = 1 << 50
 """The largest disk."""
@@ -48,6 +48,29 @@ def disk_name(source: Mapping[str, Any], member: str = "disk") -> str:
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or not _NAME_LETTERS.issuperset(value):
         raise Refused("invalid", f"{member}: must be 1 to {_LONGEST_NAME} letters from a to z and digits")
     return value
+
+
+def name_for(uid: int, name: str) -> str:
+    """What a disk is called that a user of the warden calls *name*: of several users none knows the others' disks.
+
+    Root's are called as it calls them; no name of a server's begins with a digit.
+
+    Raises:
+        Refused: it would be too long.
+    """
+    own = f"{uid}u{name}" if uid else name
+    if len(own) > _LONGEST_NAME:
+        raise Refused("invalid", f"disk: {name} is too long")
+    return own
+
+
+def _name_from(uid: int, own: str) -> str | None:
+    """What a user calls a disk; `None` where it is not theirs."""
+    owner, mark, name = own.partition("u")
+    is_users = bool(mark) and owner.isdigit()
+    if not uid:
+        return None if is_users else own
+    return name if is_users and int(owner) == uid else None
 
 
 class Disks:
@@ -179,6 +202,7 @@ class DiskOperations:
         let_go: Callable[[str], None],
         uses_of: Callable[[str], Sequence[str]],
         writers_of: Callable[[str], Sequence[str]],
+        user_of: Callable[[Any], int] = lambda _: 0,
     ) -> None:
         """Serve clients.
 
@@ -191,11 +215,13 @@ class DiskOperations:
             let_go: takes that back; the sandbox may be gone.
             uses_of: the sandboxes that use a disk or layer, or are about to.
             writers_of: those of them that may write to it.
+            user_of: the id of a client's user, whose the disks are that it makes.
         """
         self._disks = disks
         self._answer, self._refuse = answer, refuse
         self._let_stand, self._let_go = hold, let_go
         self._uses_of, self._writers_of = uses_of, writers_of
+        self._user_of = user_of
         self._operations: dict[str, Callable[[Any, dict[str, Any]], None]] = {
             "disk_make": self._make,
             "disk_copy": self._copy,
@@ -224,11 +250,15 @@ class DiskOperations:
         return True
 
     def _make(self, client: Any, message: dict[str, Any]) -> None:
-        order = {"op": "make", "disk": disk_name(message), "size_bytes": whole(message, "size_bytes", MOST_BYTES)}
+        order = {
+            "op": "make",
+            "disk": self._name(client, message),
+            "size_bytes": whole(message, "size_bytes", MOST_BYTES),
+        }
         self._pass_on(client, message, order)
 
     def _copy(self, client: Any, message: dict[str, Any]) -> None:
-        of, name = disk_name(message, "of"), disk_name(message)
+        of, name = self._name(client, message, "of"), self._name(client, message)
         size_bytes = None if message.get("size_bytes") is None else whole(message, "size_bytes", MOST_BYTES)
         order = {"op": "copy", "of": of, "disk": name, "size_bytes": size_bytes}
         writers = self._writers_of(of)
@@ -265,27 +295,27 @@ class DiskOperations:
             raise
 
     def _replace(self, client: Any, message: dict[str, Any]) -> None:
-        name, by = disk_name(message), disk_name(message, "by")
+        name, by = self._name(client, message), self._name(client, message, "by")
         self._want_unused(name)
         self._want_no_writer(by)
         self._pass_on(client, message, {"op": "replace", "disk": name, "by": by})
 
     def _seal(self, client: Any, message: dict[str, Any]) -> None:
-        name = disk_name(message)
+        name = self._name(client, message)
         self._want_no_writer(name)
         self._pass_on(client, message, {"op": "seal", "disk": name})
 
     def _resize(self, client: Any, message: dict[str, Any]) -> None:
         size_bytes = whole(message, "size_bytes", MOST_BYTES)
-        self._pass_on(client, message, {"op": "resize", "disk": disk_name(message), "size_bytes": size_bytes})
+        self._pass_on(client, message, {"op": "resize", "disk": self._name(client, message), "size_bytes": size_bytes})
 
     def _delete(self, client: Any, message: dict[str, Any]) -> None:
-        name = disk_name(message)
+        name = self._name(client, message)
         self._want_unused(name)
         self._pass_on(client, message, {"op": "delete", "disk": name})
 
     def _info(self, client: Any, message: dict[str, Any]) -> None:
-        self._pass_on(client, message, {"op": "info", "disk": disk_name(message)})
+        self._pass_on(client, message, {"op": "info", "disk": self._name(client, message)})
 
     def _list(self, client: Any, message: dict[str, Any]) -> None:
         after = "" if message.get("after", "") == "" else disk_name(message, "after")
@@ -293,6 +323,19 @@ class DiskOperations:
 
     def _facts(self, client: Any, message: dict[str, Any]) -> None:
         self._pass_on(client, message, {"op": "facts"})
+
+    def _name(self, client: Any, message: Mapping[str, Any], member: str = "disk") -> str:
+        return name_for(self._user_of(client), disk_name(message, member))
+
+    def _shown(self, client: Any, reply: Mapping[str, Any]) -> dict[str, Any]:
+        """An answer, with disks called as the client calls them, and none of others'."""
+        uid, shown = self._user_of(client), dict(reply)
+        if "disk" in shown:
+            shown["disk"] = _name_from(uid, shown["disk"])
+        if "disks" in shown:
+            named = ((_name_from(uid, one["disk"]), one) for one in shown["disks"])
+            shown["disks"] = [{**one, "disk": name} for name, one in named if name is not None]
+        return shown
 
     def _want_unused(self, disk: str) -> None:
         for sandbox in self._uses_of(disk):
@@ -317,7 +360,7 @@ class DiskOperations:
             if isinstance(reply, Refused):
                 self._refuse(client, message["id"], reply)
             else:
-                self._answer(client, {"re": message["id"], "ok": dict(reply)}, ())
+                self._answer(client, {"re": message["id"], "ok": self._shown(client, reply)}, ())
 
         self._disks.ask(order, (), then)
 

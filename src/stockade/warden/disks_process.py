@@ -113,7 +113,11 @@ class _Process:
     def serve(self) -> None:
         while True:
             room = None if self._home is None else self._home.room
-            ready, _, _ = select.select([self._channel, self._done], [], [], None if room is None else _FIT_S)
+            lifted = self._home is not None and self._home.store.has_lifted
+            wait_s = None if room is None and not lifted else _FIT_S
+            ready, _, _ = select.select([self._channel, self._done], [], [], wait_s)
+            if self._home is not None and lifted:
+                self._home.store.lower(time.monotonic())
             if room is not None and time.monotonic() >= self._fit_at:
                 self._fit_at = time.monotonic() + _FIT_S
                 self._threads.submit(self._fit, room)
@@ -254,7 +258,7 @@ class _Process:
     def _want_room(self) -> None:
         """A file system of ours lies in a file that grows: were the host to run out of room, no disk would work."""
         if not self._kept.free_bytes():
-            raise Refused("unavailable", f"there is too little room left where the disks lie ({self._kept.place})")
+            raise Refused("unavailable", "there is too little room left where the disks lie")  # tenants read this, too
 
     def _mount(self, order: _Order, given: list[int]) -> dict[str, Any]:
         """See `disks.Disks.mount`; puts the descriptors into *given*."""
@@ -273,6 +277,7 @@ class _Process:
                 given.append(_show(store.layers, namespace, read_only=True))
             if message.get("disk") is not None:
                 with store.opened(disk_name(message), layer=False) as disk:
+                    store.lift(disk_name(message), disk)
                     given.append(_show(disk, namespace))
             for one in mounts:
                 with store.opened(disk_name(one), layer=False) as disk:

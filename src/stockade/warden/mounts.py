@@ -18,6 +18,7 @@ __all__ = [
     "enter_sandbox_root",
     "enter_template_root",
     "fit_sandbox_root",
+    "furnish_empty_disk",
     "furnish_sandbox_root",
     "make_stage",
 ]
@@ -243,7 +244,20 @@ def furnish_sandbox_root(user: int = UID, *, is_kept: bool = False) -> None:
     """
     for path in _TENANTS_DIRECTORIES:
         with contextlib.suppress(*((OSError,) if is_kept else ())):
-            os.chown(path, user, user, follow_symlinks=False)
+            found = os.lstat(path)
+            if (found.st_uid, found.st_gid) != (user, user):
+                os.chown(path, user, user, follow_symlinks=False)
+
+
+def furnish_empty_disk(upper: str, user: int = UID) -> None:
+    """Make the directories that `furnish_sandbox_root` would give away, on a disk with nothing on it: they need not be
+    copied from the image then, one by one. Inside, before anything is merged with it; nothing happens to other disks.
+    """
+    with contextlib.suppress(OSError):  # a disk with next to no room
+        if not os.listdir(upper):
+            for path in _TENANTS_DIRECTORIES[1:]:
+                os.mkdir(f"{upper}{path}", 0o755)
+                os.chown(f"{upper}{path}", user, user)
 
 
 def _make_directory(path: str, mode: int, owner: int) -> None:

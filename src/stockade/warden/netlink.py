@@ -116,12 +116,17 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_OIF, _RTA_PREFSRC = 1, 4, 7
 _TABLE_MAIN, _BY_ADMIN, _SCOPE_UNIVERSE, _SCOPE_HOST = 254, 4, 0, 254
 LOCAL, UNREACHABLE = 2, 7  # RTN_LOCAL, RTN_UNREACHABLE
+_LOOPBACK = 1  # LOOPBACK_IFINDEX: `lo` is the first interface of each network namespace
+
+
+def _index_of(interface: str) -> int:
+    return _LOOPBACK if interface == "lo" else socket.if_nametoindex(interface)
 
 
 def add_address(interface: str, address: str, prefix: int = 32) -> Message:
     """Give an interface another IPv4 address."""
     packed = socket.inet_aton(address)
-    head = struct.pack("=BBBBI", socket.AF_INET, prefix, 0, _SCOPE_UNIVERSE, socket.if_nametoindex(interface))
+    head = struct.pack("=BBBBI", socket.AF_INET, prefix, 0, _SCOPE_UNIVERSE, _index_of(interface))
     body = head + _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
     return Message(kind=_NEWADDR, body=body, flags=_CREATE | _EXCL, what=f"add the address {address} to {interface}")
 
@@ -139,7 +144,7 @@ def add_route(network: str, *, kind: int = LOCAL, source: str | None = None) -> 
     if int(prefix):
         body += _attribute(_RTA_DST, socket.inet_aton(address))
     if kind == LOCAL:
-        body += _attribute(_RTA_OIF, struct.pack("=I", socket.if_nametoindex("lo")))
+        body += _attribute(_RTA_OIF, struct.pack("=I", _LOOPBACK))
     if source is not None:
         body += _attribute(_RTA_PREFSRC, socket.inet_aton(source))
     return Message(kind=_NEWROUTE, body=body, flags=_CREATE | _EXCL, what=f"add a route to {network}")

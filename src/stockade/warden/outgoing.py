@@ -8,13 +8,14 @@ kernel's and not charged to anybody. IPv6 has no route.
 """
 
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import Mapping
 from typing import Any
 
 from . import netlink
-from .egress_policy import Policy
+from .egress_policy import Network, Policy
 
 __all__ = ["ADDRESS", "DNS", "INTERNAL", "LISTENER", "open_outgoing", "write_resolver_file"]
 
@@ -42,15 +43,9 @@ def open_outgoing(policy: Mapping[str, Any] | None = None) -> list[int]:
         OSError: the kernel cannot; the text says what it refused.
         ValueError: not a policy.
     """
-    addresses = [netlink.add_address("lo", one) for one in sorted(INTERNAL)]
-    routes = [
-        netlink.add_route(str(network), source=ADDRESS)
-        if is_reachable
-        else netlink.add_route(str(network), kind=netlink.UNREACHABLE)
-        for network, is_reachable in Policy.parse(policy).routes().items()
-    ] if policy is not None else [netlink.add_route("0.0.0.0/0", source=ADDRESS)]  # fmt: skip
-    netlink.talk(netlink.ROUTE, [*addresses, *routes])
-    netlink.talk(netlink.NETFILTER, netlink.batch(_filter()))
+    routes = Policy.parse(policy).routes() if policy is not None else {_EVERYWHERE: True}
+    netlink.talk(netlink.ROUTE, [*_ADDRESSES, *(_route(*one) for one in routes.items())])
+    netlink.talk(netlink.NETFILTER, _RULES)
     opened: list[socket.socket] = []
     try:
         listener = _bound(opened, socket.SOCK_STREAM, LISTENER, transparent=True)
@@ -88,6 +83,22 @@ def _filter() -> list[netlink.Message]:
             for one in local
         ),
     ]
+
+
+@functools.lru_cache(maxsize=256)
+def _route(network: Network, is_reachable: bool) -> netlink.Message:
+    if is_reachable:
+        return netlink.add_route(str(network), source=ADDRESS)
+    return netlink.add_route(str(network), kind=netlink.UNREACHABLE)
+
+
+# What is alike for all is made when this is imported, in a process that PID 1 is forked from: in a fork, each object
+# that is touched is on a page that is copied first, and making these took a millisecond of each sandbox's start.
+_EVERYWHERE = Network(0, 0)
+_ADDRESSES = tuple(netlink.add_address("lo", one) for one in sorted(INTERNAL))
+_RULES = tuple(netlink.batch(_filter()))
+for _known in Policy.parse({}).routes().items():
+    _route(*_known)
 
 
 def _bound(

@@ -45,6 +45,16 @@ def make_report(cgroups: Cgroups, *, own_uids: bool) -> dict[str, Any]:
                 "required": False,
             }
         ),
+        (
+            _yes("pausing", "cgroup v2 freezer")
+            if any(tree.version == 2 for tree in cgroups.trees)
+            else {
+                **_no(
+                    "pausing", "no cgroup v2 hierarchy that we may write to", "boot with cgroup v2, and as for memory"
+                ),
+                "required": False,
+            }
+        ),
     ]
     return {
         "features": features,

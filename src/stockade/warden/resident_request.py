@@ -3,10 +3,10 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .disks import disk_name
+from .disks import disk_name, name_for
 from .egress_policy import Policy
 from .fields import Refused, command, directory, number, texts, variables, whole
 from .image import UID
@@ -94,6 +94,9 @@ class StayRequest:
         layer = message.get("layer") is True
         if descriptors != layer:
             raise Refused("invalid", "a layer has one descriptor")
+        disk, mounts = None if message.get("disk") is None else disk_name(message), _mounts(message.get("mounts", []))
+        if disk in {one.disk for one in mounts}:
+            raise Refused("invalid", "mounts: a sandbox's own disk cannot be a volume of it")
         lifetime = None if message.get("lifetime_s") is None else number(message, "lifetime_s", _LONGEST_S)
         return cls(
             name=name_of(message, "sandbox"),
@@ -113,11 +116,22 @@ class StayRequest:
             keep_s=number(message, "keep_s", _LONGEST_S),
             layer=layer,
             layers=_layers(message),
-            disk=None if message.get("disk") is None else disk_name(message),
-            mounts=_mounts(message.get("mounts", [])),
+            disk=disk,
+            mounts=mounts,
             drop_capabilities=_capabilities(message),
             outgoing=network == "outgoing",
             policy=_policy(message.get("policy") or {}),
+        )
+
+    def of_user(self, uid: int) -> "StayRequest":
+        """The same, with its disks by the names by which those of that user are kept. Raises Refused."""
+        if not (uid and self.has_ground):
+            return self
+        return replace(
+            self,
+            layers=tuple(name_for(uid, one) for one in self.layers),
+            disk=None if self.disk is None else name_for(uid, self.disk),
+            mounts=tuple(replace(one, disk=name_for(uid, one.disk)) for one in self.mounts),
         )
 
     @property
@@ -254,7 +268,7 @@ def _mounts(value: object) -> tuple[DiskMount, ...]:
     found = []
     for one in value:
         path = directory(one, "path")
-        if path.lstrip("/").split("/")[0] in _OURS:
+        if next((part for part in path.split("/") if part not in ("", ".")), "") in _OURS:
             raise Refused("invalid", f"mounts: {path} is the sandbox's own; choose another path")
         flags = {name: one.get(name) is True for name in ("read_only", "whole")}
         found.append(DiskMount(disk=disk_name(one), path=path, **flags))

@@ -197,7 +197,7 @@ class Residents:
     # ── life and death ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _create(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
-        request = StayRequest.parse(message, len(descriptors))
+        request = StayRequest.parse(message, len(descriptors)).of_user(client.uid)
         if request.name in self._all or request.name in self._arrivals:
             raise Refused("conflict", f"there is a sandbox {request.name} already")
         if len(self._all) + len(self._arrivals) >= _MOST:
@@ -394,9 +394,10 @@ class Residents:
             self._is_up(resident, float(message["up"]), descriptors)
         elif "failed" in message:
             resident.failure = str(message["failed"])[:2000]
-            if message.get("where") == "ground":  # made so by whoever wrote to the disks
+            kind = {"ground": "conflict", "room": "unavailable"}.get(str(message.get("where")))
+            if kind is not None:  # made so by whoever wrote to the disks
                 why = f"the sandbox cannot stand on its image, disk and volumes: {resident.failure}"
-                resident.refusal = Refused("conflict", why)
+                resident.refusal = Refused(kind, why)
             resident.kill("failure")
 
     def _is_up(self, resident: Resident, at: float, listeners: list[int]) -> None:

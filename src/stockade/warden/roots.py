@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from . import kernel
 from .agent_paths import opened
 from .image import UID
+from .mounts import furnish_empty_disk
 
 __all__ = ["Ground", "Mount", "enter"]
 
@@ -82,6 +83,8 @@ def enter(ground: Ground) -> int:
         lower = ":".join(f"{name}/upper" for name in ground.layers)
     if ground.disk_source is not None:
         kernel.move_mount(ground.disk_source, path=f"{_BUILT_IN}/disk")
+        if not ground.layers:
+            furnish_empty_disk(f"{_BUILT_IN}/disk/upper")
     else:
         for name in ("upper", "work"):
             os.mkdir(f"{_BUILT_IN}/disk/{name}", 0o755)
@@ -90,6 +93,8 @@ def enter(ground: Ground) -> int:
         "root", root, "overlay", kernel.MS_NOSUID | kernel.MS_NODEV,
         f"lowerdir={lower},upperdir={_BUILT_IN}/disk/upper,workdir={_BUILT_IN}/disk/work,userxattr,xino=off",
     )  # fmt: skip
+    if os.statvfs(root).f_flag & os.ST_RDONLY:  # it could not make the directory that it works in
+        raise OSError(errno.ENOSPC, "there is no room left on the disk, or where the disks lie")
     os.chdir("/")
     upper = os.open(f"{_BUILT_IN}/disk/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -127,6 +132,8 @@ def _make_directory(top: int, path: str) -> int:
     """A descriptor of the directory *path*, made where it is missing; links lead nowhere but below *top*."""
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     parts = [part for part in path.split("/") if part]
+    with contextlib.suppress(FileNotFoundError):
+        return kernel.openat2(top, "/".join(parts), flags, _STAY_BELOW)
     for count in range(1, len(parts) + 1):
         part = "/".join(parts[:count])
         try:

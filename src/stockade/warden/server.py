@@ -136,6 +136,7 @@ class Server:
             let_go=self._residents.let_go,
             uses_of=self._residents.uses_of,
             writers_of=self._residents.writers_of,
+            user_of=lambda client: int(client.uid),
         )
         self.watch(disks.channel.fileno(), lambda _: self._hear_disks(disks))
         if egress is not None:

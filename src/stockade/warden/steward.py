@@ -12,7 +12,7 @@ It never reads what a tenant wrote. It takes orders over its control socket, one
     {"do": "dial", "n": 4, "port": 80, "kind": "tcp"}
 
 (no standard input where that is to be /dev/null) and tells {"up": …}, {"spawned": 3, "pid": 7, …}, {"exited": 3, …},
-{"dialled": 4, …}, {"failed": …, "where": "ground" or ""}.
+{"dialled": 4, …}, {"failed": …, "where": "ground", "room" or ""}.
 """
 
 import contextlib
@@ -110,6 +110,8 @@ def live(birth: init.Birth, stay: Stay) -> NoReturn:
             os.close(one)
         _Steward(birth, control, upper, importance).work()
     except BaseException as error:  # whatever it is, the warden must hear of it
+        if where and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = "room"
         with contextlib.suppress(OSError, protocol.ProtocolError):
             protocol.send(control, {"failed": f"{type(error).__name__}: {error}"[:2000], "where": where})
     os._exit(1)
@@ -216,7 +218,8 @@ class _Steward:
             number = self._pids.pop(pid, None)
             if number is not None:
                 disk = os.fstatvfs(self._upper)
-                full = disk.f_bfree == 0 or disk.f_ffree == 0
+                # btrfs has no number of inodes, and says 0 of 0.
+                full = disk.f_bfree == 0 or (disk.f_files > 0 and disk.f_ffree == 0)
                 self._tell({"exited": number, "status": status, "at": time.monotonic(), "disk_full": full})
         os.kill(os.getpid(), signal.SIGCHLD)  # there may be more; an order comes first
 

@@ -8,6 +8,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from starlette.exceptions import HTTPException
@@ -114,6 +115,7 @@ class Upload:
         self._most = most
         announced = request.headers.get("content-length", "")
         self._announced = int(announced[:19]) if announced.isdecimal() else None
+        self._stream = request.stream()
         self.is_read = self._announced == 0
         """To its end; nothing more may be asked of the connection then."""
 
@@ -127,12 +129,11 @@ class Upload:
         """
         if self._most is not None and (self._announced or 0) > self._most:
             raise BodyTooLarge(self._most)
-        stream = self._request.stream()
         size = 0
         while True:
             try:
                 async with asyncio.timeout(self._patience_s):
-                    part = await anext(stream, None)
+                    part = await anext(self._stream, None)
             except TimeoutError:
                 raise BodyTimeout(self._patience_s) from None
             except HTTPException as error:  # the application's own guard
@@ -152,8 +153,16 @@ class Upload:
 
     async def discard(self) -> None:
         """Throw away what is left of it, before the request is refused; see `discard_body`."""
-        if not self.is_read:
-            await discard_body(self._request.receive)
+        if self.is_read:
+            return
+        left = MAX_DISCARDED_BYTES
+        # Not by `receive`: the end may have come with what was read last, and after it nothing comes for long.
+        with suppress(TimeoutError, HTTPException, ClientDisconnect):
+            async with asyncio.timeout(DISCARD_TIMEOUT_S):
+                async for part in self._stream:
+                    left -= len(part)
+                    if left <= 0:
+                        return
 
 
 async def discard_body(receive: Receive) -> None:

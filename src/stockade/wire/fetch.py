@@ -12,12 +12,14 @@
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import httpx
 
-__all__ = ["FetchError", "Fetcher", "is_public", "resolve"]
+from stockade.settings import ConfigError
+
+__all__ = ["FetchError", "Fetcher", "is_public", "resolve", "within"]
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Awaitable[Sequence[IPAddress]]]
@@ -68,6 +70,24 @@ def is_public(address: IPAddress) -> bool:
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _REFUSED_V4)
     return address in _PUBLIC_V6 and not any(address in network for network in _REFUSED_V6)
+
+
+def within(networks: Iterable[str], *, setting: str) -> Callable[[IPAddress], bool]:
+    """Tells whether an address is in one of *networks*, which the operator has named.
+
+    Args:
+        setting: where they are named, for the error.
+
+    Raises:
+        ConfigError: one of them is no network.
+    """
+    permitted = []
+    for text in networks:
+        try:
+            permitted.append(ipaddress.ip_network(text))
+        except ValueError as error:
+            raise ConfigError(f"{setting}: {error} (got {text!r})") from None
+    return lambda address: any(address in network for network in permitted)
 
 
 async def resolve(host: str, port: int) -> Sequence[IPAddress]:

@@ -16,7 +16,6 @@ A receiver may be told twice: when it has taken a message and we end before that
 
 import asyncio
 import contextlib
-import ipaddress
 import random
 import time
 from collections.abc import Callable
@@ -31,9 +30,8 @@ from stockade.config_jobs import WebhooksConfig
 from stockade.engine.webhooks import SIGNATURE_HEADER, describe, retry_in, secret_of, signature
 from stockade.errors import StockadeError
 from stockade.model.jobs import Job, Webhook
-from stockade.settings import ConfigError
 from stockade.store.jobs import JobStore
-from stockade.wire.fetch import IPAddress, Resolve, is_public, resolve
+from stockade.wire.fetch import IPAddress, Resolve, is_public, resolve, within
 from stockade.worker.observing import Observer
 from stockade.worker.pauses import Pause, first_of, sleep_until
 
@@ -73,13 +71,8 @@ def permission(networks: tuple[str, ...]) -> Callable[[IPAddress], bool]:
     Raises:
         ConfigError: one of them is no network.
     """
-    permitted = []
-    for text in networks:
-        try:
-            permitted.append(ipaddress.ip_network(text))
-        except ValueError as error:
-            raise ConfigError(f"jobs.webhooks.permit_private: {error} (got {text!r})") from None
-    return lambda address: is_public(address) or any(address in network for network in permitted)
+    is_permitted = within(networks, setting="jobs.webhooks.permit_private")
+    return lambda address: is_public(address) or is_permitted(address)
 
 
 class _Slow:

@@ -76,7 +76,7 @@ class NativeBackend:
             refuse=options.refuse,
         )
         """See `stockade.backends.sandboxing`."""
-        self.disks = NativeDisks(self._connected)
+        self.disks = NativeDisks(self._connected, allow_unenforced=options.allow_unenforced)
         """See `stockade.backends.disks`."""
 
     async def start(self) -> None:

@@ -1,11 +1,11 @@
 """Disks, by the warden: see `stockade.backends.disks`."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from stockade.backends.disks import DiskFacts, DiskInfo
+from stockade.backends.disks import DISK_SIZE, DiskFacts, DiskInfo
 from stockade.backends.native.connection import Connection, close_all, error_of
-from stockade.errors import BackendLost, NoAnswer
+from stockade.errors import BackendLost, CannotEnforce, NoAnswer
 
 __all__ = ["NativeDisks"]
 
@@ -18,9 +18,10 @@ _COPY_WITHIN_S = 900.0
 class NativeDisks:
     """Satisfies `stockade.backends.disks.Disks`."""
 
-    def __init__(self, connected: Callable[[], Awaitable[Connection]]) -> None:
+    def __init__(self, connected: Callable[[], Awaitable[Connection]], *, allow_unenforced: Sequence[str] = ()) -> None:
         """Speak to the warden over what *connected* gives."""
         self._connected = connected
+        self._is_size_settled = DISK_SIZE in allow_unenforced
 
     async def facts(self) -> DiskFacts:
         facts = await self._ask({"op": "disk_facts"})
@@ -34,9 +35,11 @@ class NativeDisks:
         )
 
     async def make(self, name: str, *, size_bytes: int) -> None:
+        await self._settle_size()
         await self._ask({"op": "disk_make", "disk": name, "size_bytes": size_bytes})
 
     async def copy(self, of: str, name: str, *, size_bytes: int | None = None, sandbox: str | None = None) -> DiskInfo:
+        await self._settle_size()
         message = {"op": "disk_copy", "of": of, "disk": name, "size_bytes": size_bytes, "sandbox": sandbox}
         return _info(await self._ask(message, within_s=_COPY_WITHIN_S))
 
@@ -63,6 +66,14 @@ class NativeDisks:
             found.extend(_info(one) for one in page["disks"])
             after = page["after"]
         return found
+
+    async def _settle_size(self) -> None:
+        """Refuse to make a disk that nothing limits, unless the operator has agreed to that. Raises CannotEnforce."""
+        if not self._is_size_settled:
+            facts = await self.facts()
+            if facts.kind != "none" and not facts.enforces_size:
+                raise CannotEnforce([DISK_SIZE])
+            self._is_size_settled = facts.enforces_size  # in what disks are kept once, they stay
 
     async def _ask(self, message: dict[str, Any], *, within_s: float = _WITHIN_S) -> dict[str, Any]:
         connection = await self._connected()

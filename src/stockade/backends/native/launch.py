@@ -35,6 +35,8 @@ class Warden:
 
     async def close(self) -> None:
         """Disconnect, which ends our runs; wait for a warden of our own to clear up and end."""
+        with contextlib.suppress(OSError):  # it is lost already; else: a fork of this process may hold it open, too
+            self.connection.shutdown(socket.SHUT_RDWR)
         self.connection.close()
         if self.process is not None:
             try:

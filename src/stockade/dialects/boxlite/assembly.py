@@ -14,6 +14,7 @@ from stockade.dialects.boxlite.box_routes import box_routes
 from stockade.dialects.boxlite.counts import Counts
 from stockade.dialects.boxlite.disk_routes import disk_routes
 from stockade.dialects.boxlite.edge import Edge
+from stockade.dialects.boxlite.entry_routes import entry_routes
 from stockade.dialects.boxlite.execution_routes import execution_routes
 from stockade.dialects.boxlite.executions import executions_of
 from stockade.dialects.boxlite.file_routes import file_routes
@@ -86,6 +87,7 @@ def make_router(services: Services) -> APIRouter:
     router.add(box_routes(context, shared.tunnels))
     router.add(execution_routes(context))
     router.add(file_routes(context))
+    router.add(entry_routes(context))
     router.add(network_routes(context, shared.tunnels))
     router.add(metrics_routes(context))
     if engine.registries is not None:

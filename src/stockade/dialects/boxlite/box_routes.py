@@ -8,7 +8,7 @@ from stockade.dialects.boxlite.documented import BOOLEAN, INTEGER, operation, pa
 from stockade.dialects.boxlite.edge import json_response
 from stockade.dialects.boxlite.queries import flag, number
 from stockade.dialects.boxlite.service import Context
-from stockade.dialects.boxlite.slots import ScopedRouter
+from stockade.dialects.boxlite.slots import ScopedRouter, sent_path
 from stockade.dialects.boxlite.translate import Measures, box_object, states_of, to_request
 from stockade.dialects.boxlite.tunnels import Tunnels
 from stockade.dialects.boxlite.wire import BoxAnswer, BoxesAnswer, CreateBody, StopBody
@@ -51,7 +51,7 @@ def _add_collection(router: APIRouter, context: Context) -> None:
         async def work(actor: Actor, body: CreateBody) -> object:
             measures = Measures(settings=context.settings, limits=context.limits, actor=actor)
             made = await while_connected(request, boxes.create(actor, to_request(body, measures)))
-            return json_response(box_object(made), 201, {"Location": f"{request.url.path}/{made.id}"})
+            return json_response(box_object(made), 201, {"Location": f"{sent_path(request.scope)}/{made.id}"})
 
         return await edge.call_with(request, CreateBody, work)
 

@@ -8,7 +8,7 @@ from stockade.dialects.boxlite.edge import json_response
 from stockade.dialects.boxlite.execution_wire import ExecBody, ExecutionAnswer, ResizeBody, SignalBody, StartedAnswer
 from stockade.dialects.boxlite.executions import BoxExecutions
 from stockade.dialects.boxlite.service import Context
-from stockade.dialects.boxlite.slots import ScopedRouter, add_socket
+from stockade.dialects.boxlite.slots import ScopedRouter, add_socket, sent_path
 from stockade.errors import Invalid, StockadeError
 from stockade.model import Actor
 from stockade.wire.bodies import Upload
@@ -59,7 +59,7 @@ def _add_start(router: APIRouter, context: Context, executions: BoxExecutions) -
 
         async def work(actor: Actor, body: ExecBody) -> object:
             found = await executions.start(actor, box_id, body)
-            path = f"{request.url.path.removesuffix('/exec')}/executions/{found}"
+            path = f"{sent_path(request.scope).removesuffix('/exec')}/executions/{found}"
             return json_response({"execution_id": found}, 201, {"Location": path})
 
         return await context.edge.call_with(request, ExecBody, work)

@@ -46,6 +46,8 @@ class ExecBody(Wire):
     )
     working_dir: Text | None = Field(default=None, description="The box's own if not set.")
     tty: bool | None = Field(default=None, description="Give it a terminal: all output is standard output then.")
+    cols: int | None = Field(default=None, ge=1, le=_MOST_CELLS, description="Of its terminal. (Not in the reference.)")
+    rows: int | None = Field(default=None, ge=1, le=_MOST_CELLS, description="(Not in the reference.)")
     user: Text | None = Field(
         default=None, description="`root`, `user` or `UID:GID`; the box's own if not set. (No REST client sends it.)"
     )
@@ -77,6 +79,9 @@ class ExecutionAnswer(Answer):
     started_at: str
     duration_ms: int
     error_message: str | None
+    outcome: str | None = Field(
+        default=None, description="Why it ended: `exited`, or which limit ended it. (Not in the reference.)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,7 @@ class Ending:
     exit_code: int
     duration_ms: int = 0
     error: str | None = None
+    outcome: Outcome = Outcome.EXITED
 
     def event(self) -> dict[str, Any]:
         """The data of the event `exit`."""
@@ -101,18 +107,21 @@ def to_spec(body: ExecBody, *, user: str) -> ExecSpec:
         env=body.env or {},
         cwd=body.working_dir or None,
         user=body.user or user,
-        terminal=TerminalSize() if body.tty else None,
+        terminal=TerminalSize(rows=body.rows or 24, columns=body.cols or 80) if body.tty else None,
     )
 
 
 def ending_of(process: LiveProcess, end: ProcessEnd) -> Ending:
     """How *process* ended, whose end is *end*."""
-    status, error = "completed", None
+    status, error, outcome = "completed", None, end.outcome
     if has_timed_out(process):
+        outcome = Outcome.WALL_TIME
         status, error = "timed_out", f"timed out after {timeout_of(process.name) or 0:g} s"
     elif end.outcome not in _BY_ITSELF:
         status, error = "killed", _REASONS.get(end.outcome)
-    return Ending(status=status, exit_code=end.exit_code, duration_ms=_duration_ms(process), error=error)
+    return Ending(
+        status=status, exit_code=end.exit_code, duration_ms=_duration_ms(process), error=error, outcome=outcome
+    )
 
 
 def status_of(process: LiveProcess, *, is_attached: bool, now: float) -> dict[str, Any]:
@@ -127,6 +136,7 @@ def status_of(process: LiveProcess, *, is_attached: bool, now: float) -> dict[st
         "started_at": datetime.fromtimestamp(process.started_at, tz=UTC).isoformat().replace("+00:00", "Z"),
         "duration_ms": _duration_ms(process, now=now),
         "error_message": None if ending is None else ending.error,
+        **({} if ending is None else {"outcome": ending.outcome.value}),
     }
 
 

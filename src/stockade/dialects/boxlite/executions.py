@@ -213,7 +213,12 @@ class BoxExecutions:
         """Serve a connection to a box's main command; the box is started for that."""
         box = await self._context.boxes.get(actor, name)
         with self._context.boxes.using(box.id):
-            await self._attach(box, await self._context.boxes.sandbox(actor, box), MAIN, socket)
+            row = await self._context.boxes.sandbox(actor, box)
+            try:
+                await self._attach(box, row, MAIN, socket)
+            except NotFound as error:
+                reason = f"box {box.id} has no main command: neither it nor its image names one"
+                raise NotFound(reason) from error
 
     async def _attach(self, box: Box, row: Sandbox, id: str, socket: WebSocket) -> None:
         counts = self._context.counts.of(box.id)

@@ -45,7 +45,6 @@ class BoxliteSettings:
     most_executions: int = setting(
         64, at_least=1, help="Executions of a box that run at once; a further one is refused."
     )
-    kept_s: float = setting(300.0, at_least=60, help="Time that an execution is known after its end.")
     most_fork: int = setting(100, at_least=1, help="Copies that one `fork` makes.")
     max_body_bytes: int = setting(1 * _MIB, at_least=1024, help="Largest JSON body.")
     max_transfer_bytes: int = setting(

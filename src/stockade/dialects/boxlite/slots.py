@@ -7,7 +7,7 @@ be used.
 
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -16,7 +16,7 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-__all__ = ["ROOTS", "ScopedRoute", "ScopedRouter", "add_socket", "is_ours", "resource_path"]
+__all__ = ["ROOTS", "ScopedRoute", "ScopedRouter", "add_socket", "is_ours", "resource_path", "sent_path"]
 
 RESOURCES = frozenset({"boxes", "images", "metrics", "volumes"})
 ROOTS = frozenset({"/v1/config", "/v1/me", "/v1/oauth/tokens"})
@@ -30,11 +30,16 @@ _CHOSEN = "stockade.boxlite.route"
 def resource_path(scope: Scope) -> tuple[str, ...] | None:
     """The segments of a request's path from the resource on, decoded; `None` where it names none of ours."""
     if _FOUND not in scope:
-        raw: bytes = scope.get("raw_path") or scope["path"].encode()
-        found = _below_slot(raw.decode("ascii", errors="replace"))
+        found = _below_slot(sent_path(scope))
         scope[_FOUND] = None if found is None else tuple(unquote(one) for one in found)
     segments: tuple[str, ...] | None = scope[_FOUND]
     return segments
+
+
+def sent_path(scope: Scope) -> str:
+    """A request's path as it was sent, still encoded: a header can hold it, whatever the slot is called."""
+    raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+    return raw.decode("ascii", errors="replace")
 
 
 def is_ours(path: str) -> bool:

@@ -16,9 +16,9 @@ from stockade.engine.image_references import Reference
 from stockade.errors import Invalid, Unavailable
 from stockade.model.registries import Login
 from stockade.settings import ConfigError
-from stockade.wire.fetch import Resolve, resolve
+from stockade.wire.fetch import Resolve, resolve, within
 from stockade.wire.registries.failures import ImageMissing, ImageRejected, RegistryNotAllowed
-from stockade.wire.registries.hops import Hops, new_client, permission
+from stockade.wire.registries.hops import Hops, new_client
 from stockade.wire.registries.session import Deadline, Session, registry_url
 from stockade.wire.registries.source import RegistrySource
 
@@ -56,7 +56,7 @@ class Registries:
         self._credentials = credentials
         self._resolve = resolve
         self._new_client = client
-        self._permitted = permission(config.permit_private)
+        self._permitted = within(config.permit_private, setting="registries.permit_private")
         self._insecure = frozenset(one.lower() for one in config.insecure)
         self._allowed = frozenset(_registry_of(one) for one in config.allowed)
         self._client: httpx.AsyncClient | None = None

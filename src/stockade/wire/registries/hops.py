@@ -13,7 +13,6 @@
 """  # noqa: E501
 
 import asyncio
-import ipaddress
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,11 +21,10 @@ import httpx
 
 from stockade import __version__
 from stockade.engine.image_sources import ImageUnavailable
-from stockade.settings import ConfigError
 from stockade.wire.fetch import IPAddress, Resolve, is_public, resolve
 from stockade.wire.registries.failures import ImageRejected, RegistryNotAllowed
 
-__all__ = ["Hops", "Landed", "host_of", "keep_location", "new_client", "permission"]
+__all__ = ["Hops", "Landed", "host_of", "keep_location", "new_client"]
 
 MOST_HOPS = 6
 CONNECT_S = 10.0
@@ -35,21 +33,6 @@ SILENCE_S = 30.0
 MOST_URL_CHARACTERS = 16 * 1024
 _LOCATION = "stockade.location"
 _PORTS = {"https": 443, "http": 80}
-
-
-def permission(networks: tuple[str, ...]) -> Callable[[IPAddress], bool]:
-    """Tells whether an address is in one of *networks*.
-
-    Raises:
-        ConfigError: one of them is no network.
-    """
-    permitted = []
-    for text in networks:
-        try:
-            permitted.append(ipaddress.ip_network(text))
-        except ValueError as error:
-            raise ConfigError(f"registries.permit_private: {error} (got {text!r})") from None
-    return lambda address: any(address in network for network in permitted)
 
 
 def new_client() -> httpx.AsyncClient:
@@ -180,7 +163,10 @@ class Hops:
         except (OSError, UnicodeError, ValueError):  # TimeoutError is an OSError
             addresses = []
         if not addresses:
-            raise ImageUnavailable(f"the name {host_of(url)} does not resolve")
+            raise ImageUnavailable(
+                f"the name {host_of(url)} does not resolve. Where no registry is in reach, `stockade image "
+                "import` brings images here"
+            )
         is_home = _origin(url) == _origin(self.home)
         private = [address for address in addresses if not is_public(address)]
         if not all(map(self.permitted, private)):
