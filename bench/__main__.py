@@ -9,7 +9,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import executor, growth, jobs, languages, machine, one_at_a_time, portal, science, sessions, under_load
+from bench import (
+    boxes,
+    executor,
+    growth,
+    jobs,
+    languages,
+    machine,
+    one_at_a_time,
+    portal,
+    science,
+    sessions,
+    under_load,
+)
 from bench.context import Bench, Options, Section
 from bench.measure import BenchError
 from bench.server import hello, serving
@@ -29,6 +41,7 @@ SECTIONS: dict[str, Section] = {
     "go": languages.go_hello,
     "sessions": sessions.sessions,
     "executor": executor.executor,
+    "boxes": boxes.boxes,
     "jobs": jobs.jobs,
     "backlog": jobs.waiting,
     "portal": portal.portal,

@@ -184,6 +184,8 @@ def _length(head: bytes) -> int | None:
     Raises:
         BenchError: it says nothing.
     """
+    if head.startswith(b"HTTP/1.1 204 "):
+        return 0
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             return int(line[15:])
