@@ -38,6 +38,13 @@ class BoxesConfig:
     default_disk_bytes: int = setting(2 * _GIB, at_least=_MIB, help="Disk of a box that asks for none.")
     most_disk_bytes: int = setting(64 * _GIB, at_least=_MIB, help="The largest disk of a box or volume.")
     most_of_account: int = setting(1000, at_least=1, help="Boxes of one account, stopped ones included.")
+    most_bytes_of_account: int | None = setting(
+        None,
+        at_least=_MIB,
+        shown="any number",
+        help="Bytes that the disks of one account may come to: the sizes of its boxes and volumes, and what its "
+        "snapshots hold. Set it where accounts do not trust each other with the room that there is.",
+    )
     most_volumes: int = setting(100, at_least=0, help="Volumes of one account.")
     most_snapshots: int = setting(100, at_least=0, help="Snapshots of one box.")
     volume_bytes: int = setting(2 * _GIB, at_least=_MIB, help="Size of a volume that asks for none.")

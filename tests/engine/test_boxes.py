@@ -109,6 +109,7 @@ async def test_an_account_has_no_more_boxes_than_it_may(tmp_path: Path) -> None:
         ({"user": "65535"}, Invalid),
         ({"command": ("a\0",)}, Invalid),
         ({"limits": limits(memory_bytes=0)}, InvalidLimit),
+        ({"limits": limits(memory_bytes=4 << 20)}, InvalidLimit),
         ({"limits": limits(disk_bytes=1 << 50)}, InvalidLimit),
         ({"mounts": (Mount(volume="no", path="/x"),)}, NotFound),
         ({"drop_capabilities": ("FLY",)}, Invalid),

@@ -23,6 +23,7 @@ from stockade.model import (
 )
 from stockade.store import Database
 from stockade.store.boxes import BoxExists, BoxTable, TooManyBoxes
+from stockade.store.disk_sums import TooMuchDisk
 from stockade.store.seals import Seal
 from stockade.store.snapshots import SnapshotExists, SnapshotTable, TooManySnapshots
 from stockade.store.volumes import TooManyVolumes, VolumeExists, VolumeTable
@@ -308,3 +309,26 @@ async def test_a_volume_is_found_by_id_and_name_once_it_is_made(volumes: VolumeT
     assert await volumes.list_hidden() == [(volume.id, "v1")]
     await volumes.delete([volume.id, a_volume(3).id])
     assert [one.id for one in await volumes.list("ann")] == [a_volume(3).id]
+
+
+async def test_the_disks_of_an_account_come_to_no_more_than_they_may(database: Database) -> None:
+    most = LIMITS.disk_bytes * 2 + (1 << 40)
+    table = BoxTable(database=database, server_id="server-1", seal=SEAL, most_bytes=most)
+    volumes = VolumeTable(database=database, server_id="server-1", most_bytes=most)
+    snapshots = SnapshotTable(database=database, server_id="server-1", most_bytes=most)
+    await table.insert([a_box(1)], most=10)
+    await volumes.insert(a_volume(1), owner="ann", most=10)
+    with pytest.raises(TooMuchDisk, match="remove some"):
+        await volumes.insert(a_volume(2), owner="ann", most=10)
+    with pytest.raises(TooMuchDisk):
+        await table.insert([a_box(2), a_box(3)], most=10)
+    await volumes.insert(a_volume(2), owner="bob", most=10)  # who has room of his own
+    await snapshots.insert(a_snapshot(1), most=10)
+    await snapshots.reveal(an_id(1), size_bytes=LIMITS.disk_bytes)
+    with pytest.raises(TooMuchDisk):
+        await table.insert([a_box(2)], most=10)
+    with pytest.raises(TooMuchDisk):
+        await snapshots.insert(a_snapshot(2, "b"), most=10)
+    await snapshots.hide(an_id(1), an_id(1))
+    await snapshots.delete([an_id(1)])
+    await table.insert([a_box(2)], most=10)

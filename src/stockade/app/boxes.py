@@ -84,7 +84,12 @@ async def running_ground(
         yield None
         return
     tasks = Tasks()
-    table = BoxTable(database=database, server_id=server_id, seal=Seal(kept_secret(state, _BOX_SECRET)))
+    table = BoxTable(
+        database=database,
+        server_id=server_id,
+        seal=Seal(kept_secret(state, _BOX_SECRET)),
+        most_bytes=config.boxes.most_bytes_of_account,
+    )
     credentials = RegistryCredentials(
         RegistryCredentialTable(database=database), seal=Seal(kept_secret(state, _REGISTRY_SECRET))
     )
@@ -138,7 +143,7 @@ async def with_boxes(
     )
     records = BoxRecords(ground.boxes)
     volumes = Volumes(
-        table=VolumeTable(database=database, server_id=server_id),
+        table=VolumeTable(database=database, server_id=server_id, most_bytes=config.boxes.most_bytes_of_account),
         boxes=ground.boxes,
         records=records,
         disks=ground.disks,
@@ -151,7 +156,7 @@ async def with_boxes(
     )
     boxes = Boxes(
         table=ground.boxes,
-        snapshots=SnapshotTable(database=database, server_id=server_id),
+        snapshots=SnapshotTable(database=database, server_id=server_id, most_bytes=config.boxes.most_bytes_of_account),
         records=records,
         sandboxes=engine.sandboxes,
         processes=engine.processes,

@@ -16,6 +16,8 @@ from stockade.model import Actor, Box, BoxRequest, BoxState, Limits, Mount, Netw
 
 __all__ = ["checked_box_name", "checked_network", "checked_snapshot_name", "checked_user_of", "clone_of", "new_box"]
 
+LEAST_MEMORY = 8 << 20
+"""Bytes that a box needs: with less, what begins it does not fit."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _MOST_NAME = 255
@@ -57,6 +59,9 @@ def new_box(
     """
     entrypoint, command = _main_of(request, image)
     disk_bytes = _checked_disk(request.limits.disk_bytes, options)
+    if request.limits.memory_bytes < LEAST_MEMORY:
+        least = f"a box needs at least {LEAST_MEMORY >> 20} MiB"
+        raise InvalidLimit("memory_bytes", request.limits.memory_bytes, least)
     # As every start of it will be looked at; what can never run is not made.
     model = new_sandbox(
         actor,

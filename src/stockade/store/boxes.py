@@ -14,6 +14,7 @@ from stockade.model import Box, BoxState, owner_of
 from stockade.store.box_rows import BOX_COLUMNS, box_from_row, box_to_row, is_about
 from stockade.store.box_tables import UNIQUE_BOX_NAME, boxes
 from stockade.store.database import Database
+from stockade.store.disk_sums import check_room
 from stockade.store.seals import Seal
 
 __all__ = ["BoxExists", "BoxPage", "BoxTable", "TooManyBoxes"]
@@ -76,6 +77,8 @@ class BoxTable:
     server_id: str
     """Whose boxes new ones are; see `identity.server_id`."""
     seal: Seal
+    most_bytes: int | None = None
+    """That the disks of an account may come to: see `disk_sums`."""
 
     async def insert(self, new: Sequence[Box], *, most: int, is_hidden: bool = False) -> None:
         """Record new boxes of one owner, all or none.
@@ -86,6 +89,7 @@ class BoxTable:
         Raises:
             BoxExists: there is one of that name.
             TooManyBoxes: there would be too many.
+            TooMuchDisk: their disks would be too large.
         """
         rows = [
             box_to_row(box, box_id=box.id, seal=self.seal)
@@ -102,6 +106,8 @@ class BoxTable:
             there = connection.execute(_COUNT, {"of": rows[0]["owner"]}).scalar_one()
             if there + len(rows) > most:
                 raise TooManyBoxes(f"an account may have {most} boxes, and this one has {there}; remove some")
+            added = sum(box.limits.disk_bytes for box in new)
+            check_room(self.database, connection, owner=rows[0]["owner"], new_bytes=added, most=self.most_bytes)
             try:
                 connection.execute(_INSERT, rows)
             except exc.IntegrityError as error:

@@ -9,8 +9,9 @@ from sqlalchemy import Connection, delete, exc, func, insert, select, update
 from stockade.errors import Conflict, LimitExceeded
 from stockade.model import Snapshot
 from stockade.store.box_rows import SNAPSHOT_COLUMNS, is_about, snapshot_from_row
-from stockade.store.box_tables import UNIQUE_SNAPSHOT_NAME, snapshots
+from stockade.store.box_tables import UNIQUE_SNAPSHOT_NAME, boxes, snapshots
 from stockade.store.database import Database
+from stockade.store.disk_sums import check_room
 
 __all__ = ["SnapshotExists", "SnapshotTable", "TooManySnapshots"]
 
@@ -39,6 +40,9 @@ class SnapshotTable:
 
     database: Database
     server_id: str
+    most_bytes: int | None = None
+    """That the disks of an account may come to: see `disk_sums`. What a snapshot holds is known once it is taken, so
+    that the last one may go beyond."""
 
     async def insert(self, snapshot: Snapshot, *, most: int) -> None:
         """Record a snapshot that is about to be taken: hidden.
@@ -49,6 +53,7 @@ class SnapshotTable:
         Raises:
             SnapshotExists: the box has one of that name.
             TooManySnapshots: there would be too many.
+            TooMuchDisk: the disks of the account hold as much as they may.
         """
         row = asdict(snapshot) | {"server_id": self.server_id, "is_hidden": True}
         count = select(func.count()).select_from(snapshots).where(snapshots.c.box_id == snapshot.box_id)
@@ -57,6 +62,9 @@ class SnapshotTable:
             self.database.lock(connection, _LOCK)
             if connection.execute(count).scalar_one() >= most:
                 raise TooManySnapshots(f"a box may have {most} snapshots; remove some")
+            if self.most_bytes is not None:
+                owner = connection.execute(select(boxes.c.owner).where(boxes.c.id == snapshot.box_id)).scalar_one()
+                check_room(self.database, connection, owner=owner, new_bytes=1, most=self.most_bytes)
             try:
                 connection.execute(insert(snapshots), row)
             except exc.IntegrityError as error:

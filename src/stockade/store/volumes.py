@@ -11,6 +11,7 @@ from stockade.model import Volume
 from stockade.store.box_rows import VOLUME_COLUMNS, is_about, volume_from_row
 from stockade.store.box_tables import UNIQUE_VOLUME_NAME, volumes
 from stockade.store.database import Database
+from stockade.store.disk_sums import check_room
 
 __all__ = ["TooManyVolumes", "VolumeExists", "VolumeTable"]
 
@@ -39,6 +40,8 @@ class VolumeTable:
 
     database: Database
     server_id: str
+    most_bytes: int | None = None
+    """That the disks of an account may come to: see `disk_sums`."""
 
     async def insert(self, volume: Volume, *, owner: str, most: int) -> None:
         """Record a volume that is about to be made: hidden.
@@ -50,6 +53,7 @@ class VolumeTable:
         Raises:
             VolumeExists: they have one of that name.
             TooManyVolumes: there would be too many.
+            TooMuchDisk: their disks would be too large.
         """
         row = asdict(volume) | {"server_id": self.server_id, "owner": owner, "is_hidden": True}
         count = select(func.count()).select_from(volumes).where(volumes.c.owner == owner)
@@ -58,6 +62,7 @@ class VolumeTable:
             self.database.lock(connection, _LOCK)
             if connection.execute(count).scalar_one() >= most:
                 raise TooManyVolumes(f"an account may have {most} volumes; remove some")
+            check_room(self.database, connection, owner=owner, new_bytes=volume.size_bytes, most=self.most_bytes)
             try:
                 connection.execute(insert(volumes), row)
             except exc.IntegrityError as error:
