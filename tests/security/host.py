@@ -39,7 +39,9 @@ def _processes() -> Iterator[str]:
     for pid, command in commands.items():
         if (
             _descends(pid, parents)
-            and not command.startswith(("stockade-warden", "stockade-mason", "stockade-egress", "init"))
+            and not command.startswith(
+                ("stockade-warden", "stockade-mason", "stockade-egress", "stockade-disks", "init")
+            )
             and "stockade.warden" not in command
             and not command.startswith("postgres:")  # the database that other tests of the session have
             and not _is_waiting(pid, command)
