@@ -13,8 +13,8 @@ from tests.backends.sandboxes import MB, children, run, until, wardens
 
 pytestmark = pytest.mark.anyio
 
-AT_REST = 8
-"""Four sandboxes that are kept ready, a margin of two, and the processes that make and connect them."""
+AT_REST = 9
+"""Four sandboxes that are kept ready, a margin of two, and what makes them, connects them and keeps disks."""
 IDLE_GROUPS = 12
 OPEN_FOR_EACH = 14
 
