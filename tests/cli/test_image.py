@@ -296,8 +296,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     monkeypatch.setenv("STOCKADE_DATA_DIR", str(data_dir))
+    was_set, before = structlog.is_configured(), structlog.get_config()
     yield tmp_path
-    structlog.reset_defaults()
+    structlog.configure(**before) if was_set else structlog.reset_defaults()
 
 
 def test_without_a_server_the_data_directory_is_worked_on(here: Path) -> None:
