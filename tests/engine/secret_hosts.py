@@ -2,6 +2,7 @@
 
 import datetime
 import http.server
+import io
 import ipaddress
 import json
 import ssl
@@ -100,10 +101,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         told = self._told(self._body())
         self.server.heard.append(told)
+        if self.path != "/last":
+            self._say(200, json.dumps(told).encode())
+            return
+        out, self.wfile = self.wfile, io.BytesIO()  # both at once: what follows is there before another request is
         self._say(200, json.dumps(told).encode())
-        if self.path == "/last":
-            self.wfile.write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
-            self.close_connection = True
+        answer, self.wfile = self.wfile.getvalue(), out
+        out.write(answer + b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        self.close_connection = True
 
     do_GET = do_POST = do_PUT = do_OPTIONS = _answer
 

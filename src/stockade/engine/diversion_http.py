@@ -293,7 +293,9 @@ class Conversation:
         if self._server.our_state is not h11.DONE or self._server.their_state is not h11.DONE:
             return False
         self._server.start_next_cycle()
-        if self._peer.our_state is h11.DONE and self._peer.their_state is h11.DONE:
+        # What has come behind the answer is none of the next request's: a host that is about to hang up may say so.
+        is_over = self._peer.our_state is h11.DONE and self._peer.their_state is h11.DONE
+        if is_over and not self._peer.trailing_data[0]:
             self._peer.start_next_cycle()
             return True
         await self._hang_up()
