@@ -18,13 +18,13 @@ import os
 import select
 import signal
 import socket
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from . import kernel, protocol
 from .fields import Refused, whole
 from .journal import say, say_traceback
+from .outbox import Outbox
 
 __all__ = ["MOST_BYTES", "DiskOperations", "Disks", "Reply", "Then", "disk_name", "name_for", "start"]
 
@@ -83,7 +83,7 @@ class Disks:
         self._is_lost = False
         self._number = 0
         self._waiting: dict[int, Then] = {}
-        self._outbox: deque[tuple[dict[str, Any], tuple[int, ...]]] = deque()
+        self._outbox = Outbox(channel)
 
     @property
     def is_lost(self) -> bool:
@@ -107,8 +107,7 @@ class Disks:
             raise Refused("unavailable", f"cannot pass on descriptors: {error}") from error
         self._number += 1
         self._waiting[self._number] = then
-        self._outbox.append(({"n": self._number, **order}, tuple(copies)))
-        self._flush()
+        self._outbox.put({"n": self._number, **order}, tuple(copies))  # should it be gone, `hear` will find that out
 
     def mount(self, request: Mapping[str, Any], pid: int, pidfd: int, then: Then) -> None:
         """Have mounts made for a sandbox: detached, to be put in place by its PID 1, and closed by nobody else.
@@ -145,7 +144,7 @@ class Disks:
                 self._lose()
                 return
             self._tell(*received)
-        self._flush()  # what it has answered, it has taken: there is room again
+        self._outbox.flush()  # what it has answered, it has taken: there is room again
 
     def shut(self) -> None:
         """Let go of it; it ends by itself then. Whoever waits for a reply gets none."""
@@ -165,23 +164,8 @@ class Disks:
         finally:
             _close_all(descriptors)
 
-    def _flush(self) -> None:
-        """Send what the channel has room for."""
-        while self._outbox and not self._is_lost:
-            message, descriptors = self._outbox[0]
-            try:
-                protocol.send(self.channel, message, descriptors)
-            except BlockingIOError:
-                return  # it has messages to answer: `hear` will be called
-            except OSError:
-                return  # it is gone: `hear` will find that out, where those who wait can be told
-            self._outbox.popleft()
-            _close_all(list(descriptors))
-
     def _lose(self) -> None:
         self._is_lost = True
-        for _, descriptors in self._outbox:
-            _close_all(list(descriptors))
         self._outbox.clear()
         waiting, self._waiting = self._waiting, {}
         for number in waiting:

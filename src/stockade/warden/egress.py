@@ -19,7 +19,6 @@ import select
 import signal
 import socket
 import struct
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from . import kernel, protocol
 from .egress_policy import Policy
 from .fields import Refused
 from .journal import say_traceback
+from .outbox import Outbox, close_all
 
 __all__ = ["COUNTERS", "SLOTS", "Egress", "start"]
 
@@ -48,7 +48,7 @@ class Egress:
         self._slots: dict[str, int] = {}
         self._free = list(range(SLOTS - 1, -1, -1))
         self._closing: set[int] = set()
-        self._outbox: deque[tuple[dict[str, Any], tuple[int, ...]]] = deque()
+        self._outbox = Outbox(channel)
         self._is_lost = False
 
     @property
@@ -71,7 +71,7 @@ class Egress:
             if self._is_lost or not self._free or name in self._slots:
                 raise Refused("unavailable", "no way out of the sandbox can be had: restart the warden")
         except (Refused, ValueError) as error:
-            _close_all(descriptors)
+            close_all(descriptors)
             raise error if isinstance(error, Refused) else Refused("invalid", f"network: {error}") from error
         slot = self._free.pop()
         os.pwrite(self._counters, bytes(COUNTERS.size), slot * COUNTERS.size)
@@ -120,7 +120,8 @@ class Egress:
                 self._free.append(slot)
             if "error" in message:
                 failed.append((str(message.get("opened")), str(message["error"])))
-        self._flush()  # what it has answered, it has taken: there is room again
+        if not self._is_lost and not self._outbox.flush():  # what it has answered, it has taken: there is room again
+            self._lose()
         return failed
 
     def shut(self) -> None:
@@ -130,33 +131,12 @@ class Egress:
         os.close(self._counters)
 
     def _send(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
-        """Send, or keep for later what the channel has no room for now."""
-        self._outbox.append((message, descriptors))
-        self._flush()
-
-    def _flush(self) -> None:
-        while self._outbox and not self._is_lost:
-            message, descriptors = self._outbox[0]
-            try:
-                protocol.send(self.channel, message, descriptors)
-            except BlockingIOError:
-                return  # it has messages to answer: `hear` will be called
-            except OSError:
-                self._lose()
-                return
-            self._outbox.popleft()
-            _close_all(descriptors)
+        if not self._outbox.put(message, descriptors):
+            self._lose()
 
     def _lose(self) -> None:
         self._is_lost = True
-        for _, descriptors in self._outbox:
-            _close_all(descriptors)
         self._outbox.clear()
-
-
-def _close_all(descriptors: tuple[int, ...]) -> None:
-    for fd in descriptors:
-        os.close(fd)
 
 
 def start(title: tuple[int, int, int, int] | None = None) -> Egress:
