@@ -15,8 +15,8 @@ from stockade.errors import Invalid
 __all__ = ["find", "names"]
 
 
-_INTERFACES = ("base", "disks", "sandboxing")
-"""Modules of `backends` that are none: what backends satisfy."""
+_INTERFACES = ("base", "choice", "disks", "sandboxing")
+"""Modules of `backends` that are none: what backends satisfy, and what chooses among them."""
 
 
 def names(kind: str) -> tuple[str, ...]:

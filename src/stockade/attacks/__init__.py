@@ -7,5 +7,6 @@ them: a backend, a server, another sandbox.
 from stockade.attacks.bait import Bait
 from stockade.attacks.corpus import LIMITS, Attack, attacks
 from stockade.attacks.verdicts import Ending, Judgement, Verdict, judge
+from stockade.attacks.ways import Way
 
-__all__ = ["LIMITS", "Attack", "Bait", "Ending", "Judgement", "Verdict", "attacks", "judge"]
+__all__ = ["LIMITS", "Attack", "Bait", "Ending", "Judgement", "Verdict", "Way", "attacks", "judge"]

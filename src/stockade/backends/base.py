@@ -22,6 +22,8 @@ class SandboxSpec:
     limits: Limits
     network: str = "none"
     """`none`: a loopback interface of its own and nothing else."""
+    backend: str = ""
+    """Name of the backend that is to make it, where there are several (`backends.choice`); empty for the usual one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,8 @@ class LiveSpec:
     have ended. Where the former would be more, new ones have smaller logs; of the latter, the oldest goes."""
     keep_s: float = 600.0
     """After its end, what is known of it and the output of its processes is kept for so long."""
+    backend: str = ""
+    """As `base.SandboxSpec.backend`."""
 
 
 @dataclass(frozen=True, kw_only=True)
