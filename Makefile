@@ -15,7 +15,7 @@ ALONE := $(addprefix tests/,app/test_load.py faults/test_growth.py security/test
 SHARED := -n logical --maxprocesses 4 --dist loadfile
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 
-.PHONY: help setup portal serve test test-packages test-vm image test-deploy bench soak flame lint docs
+.PHONY: help setup portal serve test test-packages test-vm image test-deploy bench soak flame lint lock sbom audit docs
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ help: ## List the targets
 setup: $(STAMP) portal ## Make .venv, install Stockade with all that developers need, and build the portal
 
 # Quick when nothing changed: the stamp is newer than what says what to install.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml requirements/dev.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Stockade needs Python 3.11 or later" >&2; exit 1; }
 	@# Debian's python3 comes without the module that makes environments.
 	@python3 -c 'import ensurepip' 2>/dev/null || { \
@@ -31,9 +31,9 @@ $(STAMP): pyproject.toml
 	  { $(APT) update && $(APT) install -y --no-install-recommends python3-venv; } || \
 	  { echo "Cannot install python3-venv: run 'apt-get install python3-venv' as root, then try again" >&2; exit 1; }; }
 	@[ -x $(BIN)/python ] || python3 -m venv $(VENV)
-	@# Dependency groups need pip 25.1.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]' --group dev
+	@# Each file of each library is one that `make lock` has seen: its digest is in the list.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # Quick when nothing changed: it compares what the sources hold with what the last build was made from.
@@ -85,8 +85,10 @@ test-deploy: setup ## Build image, compose file and units, and try them (minutes
 bench: setup ## Measure against bare interpreters, bubblewrap and docker run (ARGS='--only cpu' for parts; RUNS=10000 for growth)
 	$(BIN)/python -m bench $(if $(RUNS),--runs $(RUNS)) $(ARGS)
 
-soak: setup ## Load a server for MINUTES (60) and look for anything that grows or slows down
+soak: setup ## Load a server for MINUTES (60) and look for anything that grows or slows down; then break everything at random
 	$(BIN)/python -m bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+	$(BIN)/python -m bench.faults --minutes $(or $(MINUTES),60)
+	$(BIN)/python -m bench.faults --sqlite --minutes $(or $(MINUTES),60)
 
 flame: setup ## Write FILE (flame.svg): where the CPU time goes under load (ARGS='--part server' for Python's functions)
 	@[ -x $(BIN)/flamegraph ] && [ -x $(BIN)/py-spy ] || \
@@ -98,6 +100,16 @@ lint: setup ## Check style, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lock: setup ## Take the newest versions of all libraries, and write requirements/
+	scripts/lock.sh $(BIN)/uv
+
+sbom: setup ## Write sbom.cdx.json: every library that Stockade installs, with its digests (CycloneDX)
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-format JSON \
+	  --output-file $(or $(FILE),sbom.cdx.json) requirements/runtime.txt
+
+audit: setup ## Look every library up in the advisory databases (needs the internet)
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements/dev.txt
 
 docs: setup ## Write docs/configuration.md and docs/commands.md from the code
 	$(BIN)/python -m stockade.cli.reference docs
