@@ -181,6 +181,13 @@ class ServerConfig:
         help="Time that a client has to send a request's headers, and then its body; also the longest time in which it "
         "may take nothing of an answer.",
     )
+    max_connections: int = setting(
+        4096,
+        at_least=16,
+        help="Connections of clients at once, on each address. Beyond, the one that has waited longest without a "
+        "request is ended for each that comes; where none waits, who comes is answered with 503. Never more than half "
+        "of the descriptors that the process may have.",
+    )
     drain_s: float = setting(
         30.0, at_least=0, help="After SIGTERM: time that running requests have to end before they are cancelled."
     )
@@ -213,10 +220,33 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DockerConfig:
+    """The backend `docker`: see [backends](backends.md)."""
+
+    socket: Path = setting(Path("/var/run/docker.sock"), help="Where the Docker engine listens.")
+    gate: Path | None = setting(
+        None,
+        help="Where `stockade docker-gate` listens, which stands between the server and the engine. Without it, the "
+        "server starts one, where it may.",
+    )
+    image: str = setting(
+        "",
+        help="Image that stands for `host`; it needs a `python3`. Without it, one is made from this machine's `/usr`.",
+    )
+    runtime: str = setting("", help="Runtime of its containers: `runc`, `runsc`, `kata`; the engine's own where empty.")
+    spares: int = setting(4, at_least=0, at_most=64, help="Containers that are made ahead of demand.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SandboxConfig:
     """What sandboxes are made of, and what they may use."""
 
-    backend: str = setting("native", help="Where sandboxes come from.")
+    backend: str = setting(
+        "native", help="Where sandboxes come from that do not ask for another: see [backends](backends.md)."
+    )
+    backends: tuple[str, ...] = setting(
+        (), help="Further backends, which a key (`stockade keys create --backend`) or a request may name."
+    )
     defaults: Limits = setting(
         Limits(
             wall_s=10.0,
@@ -392,6 +422,7 @@ class Config:
     disks: DisksConfig = field(default_factory=DisksConfig)
     boxes: BoxesConfig = field(default_factory=BoxesConfig)
     builds: BuildsConfig = field(default_factory=BuildsConfig)
+    docker: DockerConfig = field(default_factory=DockerConfig)
     templates: Mapping[str, TemplateConfig] = field(default_factory=dict)
     """By name."""
     queue: QueueConfig = field(default_factory=QueueConfig)

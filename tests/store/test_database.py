@@ -55,7 +55,7 @@ async def test_a_database_of_the_first_version_is_brought_up_to_date_with_all_th
         def insert(connection: Connection) -> None:
             for sandbox in kept:
                 row = sandbox_to_row(sandbox) | {"server_id": "s"}
-                del row["secret_digest"], row["bound_port"]
+                del row["secret_digest"], row["bound_port"], row["backend"]
                 connection.execute(sandboxes.insert().values(row))
 
         await old.write(insert)

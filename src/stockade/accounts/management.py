@@ -42,8 +42,9 @@ class TierLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyManagement:
-    """The keys of an account, for whoever holds one of them. All of them are each other's equals, but that the first
-    one cannot be deleted.
+    """The keys of an account, for whoever holds one of them. They are each other's equals, but that the first one
+    cannot be deleted, and that one which is bounded (it expires, or has limits of its own) changes no key but by
+    rotating itself: else whoever it was lent to would have as much as who lent it.
     """
 
     database: Database
@@ -76,13 +77,14 @@ class KeyManagement:
         custom_daily_limit: int | None = None,
         custom_concurrent_limit: int | None = None,
     ) -> NewKey:
-        """Make another key. Rate limit and whether templates are allowed are those of the key that makes it.
+        """Make another key. Rate limit, backend and whether templates are allowed are those of the key that makes it.
 
         Args:
             expires_at: may have passed: the key is then never valid.
 
         Raises:
             Invalid: a member is too long, or a limit above the account's own.
+            Denied: *actor*'s own key is bounded.
         """
         account_id = _account_id(actor)
         checks.text("name", name, least=1, most=LONGEST_NAME)
@@ -97,6 +99,7 @@ class KeyManagement:
 
         def create(connection: Connection) -> ApiKey:
             parent = _own(connection, account_id, actor.id)
+            _refuse_bounded(connection, actor)
             key = ApiKey(
                 id=str(uuid.uuid4()),
                 account_id=account_id,
@@ -105,6 +108,7 @@ class KeyManagement:
                 parent_key_id=parent.id,
                 rate_limit_rps=parent.rate_limit_rps,
                 templates=parent.templates,
+                backend=parent.backend,
                 created_at=datetime.now(UTC),
                 **self._checked(connection, account_id, given),
             )
@@ -123,6 +127,7 @@ class KeyManagement:
         Raises:
             Invalid: nothing to change, a member that cannot be changed, or as `create`.
             NotFound: the account has no such key.
+            Denied: as `create`.
         """
         account_id, wanted = _account_id(actor), checks.uuid(key_id)
         if not changes:
@@ -130,6 +135,7 @@ class KeyManagement:
 
         def update(connection: Connection) -> ApiKey:
             _own(connection, account_id, wanted)
+            _refuse_bounded(connection, actor)
             checked = self._checked(connection, account_id, changes)
             key = rows.change_key(connection, wanted, checked)
             assert key is not None
@@ -148,11 +154,13 @@ class KeyManagement:
         Raises:
             Invalid: it is the account's first key, or preset by the operator.
             NotFound: the account has no such key.
+            Denied: as `create`.
         """
         account_id, wanted = _account_id(actor), checks.uuid(key_id)
 
         def deactivate(connection: Connection) -> None:
             key = _own(connection, account_id, wanted)
+            _refuse_bounded(connection, actor)
             if key.is_primary:
                 raise Invalid("the account's primary key cannot be deleted; rotate it instead")
             _refuse_preset(key)
@@ -169,12 +177,15 @@ class KeyManagement:
         Raises:
             Invalid: the operator presets it.
             NotFound: the account has no such key.
+            Denied: as `create`, and it is another key than *actor*'s own.
         """
         account_id, wanted = _account_id(actor), checks.uuid(key_id)
         secret = new_secret()
 
         def rotate(connection: Connection) -> ApiKey:
             _refuse_preset(_own(connection, account_id, wanted))
+            if wanted != actor.id:
+                _refuse_bounded(connection, actor)
             key = rows.change_key(connection, wanted, {"hash": digest(secret), "preview": preview(secret)})
             assert key is not None
             rows.note(connection, "rotated", account_id=account_id, key_id=wanted, by=actor.id)
@@ -238,6 +249,7 @@ class LimitManagement:
 
         Raises:
             Invalid: nothing to change, an unknown member, or a value out of range or above what the tier gives.
+            Denied: *actor*'s own key is bounded.
         """
         account_id = _account_id(actor)
         if not changes:
@@ -245,6 +257,7 @@ class LimitManagement:
         checked = self._checked(actor, changes)
 
         def put(connection: Connection) -> AccountLimits:
+            _refuse_bounded(connection, actor)
             limits = replace(rows.find_limits(connection, account_id), **checked)
             rows.put_limits(connection, account_id, limits)
             rows.note(connection, "limits_changed", account_id=account_id, by=actor.id, details=audited(checked))
@@ -301,6 +314,15 @@ def _own(connection: Connection, account_id: str, key_id: str) -> ApiKey:
     if key is None or key.account_id != account_id:
         raise NotFound(f"key {key_id} not found")
     return key
+
+
+def _refuse_bounded(connection: Connection, actor: Actor) -> None:
+    """Raise Denied if *actor* asks with a key that expires or has limits of its own, and is not the account's first."""
+    key = rows.find_key(connection, actor.id)
+    if key is None or key.is_primary:
+        return
+    if key.expires_at is not None or key.custom_daily_limit is not None or key.custom_concurrent_limit is not None:
+        raise Denied("this key expires, or has limits of its own: change keys and limits with one that has none")
 
 
 def _refuse_preset(key: ApiKey) -> None:

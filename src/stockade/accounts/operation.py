@@ -108,7 +108,7 @@ class Operation:
 
         Args:
             given: further members of `ApiKey`: `expires_at`, `custom_daily_limit`, `custom_concurrent_limit`,
-                `rate_limit_rps`, `templates`.
+                `rate_limit_rps`, `templates`, `backend`.
 
         Raises:
             Conflict: the operator's account has a key of that name.
@@ -269,6 +269,8 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
             checked[name] = None if value is None else checks.moment(name, value)
         elif name in ("custom_daily_limit", "custom_concurrent_limit", "rate_limit_rps"):
             checked[name] = None if value is None else checks.limit(name, value)
+        elif name == "backend":
+            checked[name] = checks.text(name, value, most=LONGEST_NAME)
         elif name in ("templates", "is_active"):
             checked[name] = bool(value)
         else:

@@ -17,6 +17,7 @@ from stockade.accounts.users import Users
 from stockade.accounts.verification import Verification
 from stockade.config_accounts import AccountsConfig
 from stockade.config_users import UsersConfig
+from stockade.errors import Invalid
 from stockade.model import Actor
 from stockade.store import Database
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from stockade.accounts.oidc import Oidc
 
 __all__ = ["Accounts"]
+
+SHORTEST_PRESET = 16
+"""Characters of a key that the operator has chosen. Those that are made here have 256 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +70,14 @@ class Accounts:
             open_access: only this machine can reach the server.
 
         Raises:
-            Invalid: the settings of users are wrong.
+            Invalid: the settings of users are wrong, or *preset* is so short that others could guess it.
             Unsupported: OpenID Connect is configured, and its library not installed.
         """
+        if preset and len(preset) < SHORTEST_PRESET and not open_access:
+            raise Invalid(
+                f"server.api_key (STOCKADE_API_KEY): must have at least {SHORTEST_PRESET} characters where others can "
+                "reach the server, for they could guess a shorter one; `openssl rand -hex 32` makes one"
+            )
         users = users or UsersConfig()
         verification = Verification(database, config, preset=preset)
         sessions = UserSessions(database, users)

@@ -31,6 +31,7 @@ def actor_of(key: ApiKey, account: Account, limits: AccountLimits, config: Accou
     return Actor(
         id=key.id,
         templates=key.templates,
+        backend=key.backend,
         account_id=account.id,
         tier=name,
         is_admin=account.is_admin,

@@ -134,7 +134,7 @@ class Tokens:
                 algorithms=[_ALGORITHM],
                 options={"require": ["exp"], "verify_exp": False, "verify_aud": False},
             )
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, RecursionError):  # a header is JSON, which may be deeper than the stack
             raise TokenInvalid from None
         user_id, expires = claims.get("user_id"), claims["exp"]
         if not isinstance(user_id, str) or isinstance(expires, bool) or not isinstance(expires, int | float):

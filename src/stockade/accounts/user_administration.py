@@ -1,10 +1,9 @@
 """What an admin does to users, and the operator on the command line."""
 
 import base64
-import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection
@@ -123,8 +122,8 @@ def _parse(cursor: str) -> tuple[datetime, str]:
     try:
         at, _, id = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii").partition(" ")
         moment = datetime.fromisoformat(at)
-    except (ValueError, binascii.Error):
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise Invalid("cursor: must be one that this server gave")
-    return moment, id.replace("\0", "")
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC), id.replace("\0", "")
+    except (ValueError, OverflowError):
+        pass
+    raise Invalid("cursor: must be one that this server gave")

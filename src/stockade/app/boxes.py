@@ -166,6 +166,7 @@ async def with_boxes(
         images=ground.images,
         diversions=diversions,
         options=options,
+        backends=engine.runs.backends,
     )
     archives = BoxArchives(
         boxes=boxes,

@@ -12,8 +12,10 @@ from typing import Any
 from stockade import registry
 from stockade.app.caches import SHOWN_AT, DirectoryStore, cache_directory, prepare_cache_directory
 from stockade.backends.base import Backend, BackendOptions
+from stockade.backends.choice import Choice
 from stockade.config import Config
 from stockade.engine import Compilations, Engine, Languages, LimitPolicy, Queue, Runs, Templates, Toolchains
+from stockade.engine.backend_policy import BackendPolicy
 from stockade.engine.runs import WORK_DIR
 from stockade.errors import Unavailable
 
@@ -41,16 +43,25 @@ def make_backend(
     warden_socket: Path | None = None,
     instance: str = "",
 ) -> Backend:
-    """The configured backend, not started.
+    """The configured backend, not started; where there are several, one that chooses among them.
 
     Raises:
         Invalid: there is no such backend.
     """
-    plugin = registry.find("backends", config.sandbox.backend)
-    backend: Backend = plugin.make(
-        backend_options(config, languages, embedded=embedded, warden_socket=warden_socket, instance=instance)
+    options = backend_options(config, languages, embedded=embedded, warden_socket=warden_socket, instance=instance)
+    names = dict.fromkeys((config.sandbox.backend, *config.sandbox.backends))
+    backends: dict[str, Backend] = {name: registry.find("backends", name).make(options) for name in names}
+    return Choice(backends) if len(backends) > 1 else backends[config.sandbox.backend]
+
+
+def _backend_policy(config: Config, backend: Backend) -> BackendPolicy:
+    """Which backends requests may name."""
+    usual = config.sandbox.backend
+    return BackendPolicy(
+        usual=usual,
+        offered=tuple(dict.fromkeys((usual, *config.sandbox.backends))),
+        with_disks=(backend.with_disks or usual) if isinstance(backend, Choice) else usual,
     )
-    return backend
 
 
 def backend_options(
@@ -83,6 +94,11 @@ def backend_options(
         instance=instance,
         disks=config.disks.kind,
         disks_bytes=config.disks.size_bytes,
+        docker_socket=config.docker.socket,
+        docker_gate=config.docker.gate,
+        docker_image=config.docker.image,
+        docker_runtime=config.docker.runtime,
+        docker_spares=0 if embedded else config.docker.spares,
         permit_private=config.network.permit_private,
         refuse=config.network.refuse,
     )
@@ -135,6 +151,7 @@ async def build_engine(
             compilations=compilations,
             toolchains=toolchains,
             templates=templates,
+            backends=_backend_policy(config, backend),
         )
         # Who runs one program and ends would only throw away what it began.
         async with _background([] if embedded else [toolchains.keep_filled(), runs.announce()]):
@@ -192,6 +209,9 @@ def prepare_data_dir(path: Path, *, passable: bool = False) -> None:
         raise Unavailable(
             f"data directory {path}: {error.strerror}; name another one with --data-dir or STOCKADE_DATA_DIR"
         ) from error
+    if status.st_mode & stat.S_ISVTX:
+        # Its rights are about to be narrowed, and what else lies there is in everybody's reach.
+        raise Unavailable(f"data directory {path} is shared with others (sticky, as /tmp is); use one below it")
     if status.st_uid != os.geteuid():
         raise Unavailable(
             f"data directory {path} belongs to user {status.st_uid}, not to {os.geteuid()}; use another one"

@@ -217,6 +217,7 @@ async def with_sandboxes(config: Config, engine: Engine, records: Records) -> As
                 ports=ports,
                 on_ended=records.accounts.usage.record_end,
                 barred=Barred(database=records.database).among,
+                backends=engine.runs.backends,
                 limits=engine.limits,
                 live=config.live,
                 images=images,

@@ -10,6 +10,7 @@ import structlog
 
 from stockade.backends.sandboxing import Sandboxing
 from stockade.config_sandboxes import BuildsConfig, LiveConfig
+from stockade.engine.backend_policy import BackendPolicy
 from stockade.engine.builds import BuildOptions, Builds
 from stockade.engine.creations import Creations
 from stockade.engine.images import Images
@@ -55,6 +56,7 @@ async def running_sandboxes(
     builds: BuildsConfig,
     directory: Path,
     barred: Barred | None = None,
+    backends: BackendPolicy = BackendPolicy(),
     is_ours: Callable[[str], bool] = lambda _: False,
 ) -> AsyncIterator[Sandboxes]:
     """Sandboxes of all actors during the block, those of the server before included.
@@ -65,6 +67,7 @@ async def running_sandboxes(
         limits: those of runs; `live_limits` makes of them what counts here.
         directory: where built layers lie; this server may write there, and no other uses it.
         images: what they can be made from.
+        backends: those that sandboxes may come from.
         barred: says for which accounts nobody may act any more: their sandboxes are killed.
         is_ours: whether somebody else of this server looks after the sandbox of a name.
 
@@ -96,7 +99,7 @@ async def running_sandboxes(
         tasks=lives.tasks,
     )
     policy = live_limits(limits, live)
-    creations = Creations(lives=lives, images=images, builds=layers, limits=policy)
+    creations = Creations(lives=lives, images=images, builds=layers, limits=policy, backends=backends)
     sandboxes = Sandboxes(
         lives=lives,
         creations=creations,

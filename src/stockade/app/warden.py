@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from stockade import registry
 from stockade.app.engine import backend_options, load_languages
 from stockade.config import Config
 from stockade.errors import Unavailable
@@ -32,7 +33,9 @@ async def keep_warden(config: Config, *, owner: int | None = None) -> AsyncItera
     Raises:
         Unavailable: the warden does not start; the message says why.
     """
-    if config.sandbox.backend != "native" or config.sandbox.warden_socket is not None:
+    names = (config.sandbox.backend, *config.sandbox.backends)
+    needed = any(registry.find("backends", name).has_warden for name in names)
+    if not needed or config.sandbox.warden_socket is not None:
         yield None
         return
     from stockade.backends.native.launch import command

@@ -98,6 +98,16 @@ class BackendOptions:
     """Networks, in CIDR form, that sandboxes may connect to although they are not public."""
     refuse: tuple[str, ...] = ()
     """Networks that they may not connect to in any case."""
+    docker_socket: Path = Path("/var/run/docker.sock")
+    """Where the Docker engine listens."""
+    docker_gate: Path | None = None
+    """Where a gate to it listens that somebody else started; without one, ours is started, and ends with us."""
+    docker_image: str = ""
+    """The engine's image that stands for `host`; empty for one made of the host's own `/usr`."""
+    docker_runtime: str = ""
+    """`runc`, `runsc`, `kata`, … as the engine knows them; empty for its own choice."""
+    docker_spares: int = 4
+    """Containers that wait for a program, at most; each takes some 10 MB."""
 
 
 class Glimpse(Protocol):
@@ -167,3 +177,5 @@ class BackendPlugin:
 
     name: str
     make: Callable[[BackendOptions], Backend]
+    has_warden: bool = False
+    """It connects to a warden, which the server is to keep."""

@@ -44,6 +44,7 @@ Rate = Annotated[
     int | None,
     typer.Option("--rate-limit", metavar="N", help="Requests per second; 0 for its tier's.", show_default=False),
 ]
+BACKEND = "The one backend that its sandboxes may come from; empty for whichever a request names."
 TEMPLATES = "Whether its runs may begin from templates, whose forks share hash seed and address-space layout."
 
 
@@ -80,6 +81,7 @@ def create_key(
     concurrent_limit: Concurrent = None,
     rate_limit: Rate = None,
     templates: Annotated[bool, typer.Option("--templates/--no-templates", help=TEMPLATES)] = True,
+    backend: Annotated[str, typer.Option("--backend", metavar="NAME", help=BACKEND, show_default=False)] = "",
     as_json: AsJson = False,
     data_dir: DataDir = None,
     config: ConfigFile = None,
@@ -89,7 +91,9 @@ def create_key(
     made = with_accounts(
         data_dir,
         config,
-        lambda accounts: accounts.operation.create_key(name, tier=tier, email=email, templates=templates, **given),
+        lambda accounts: accounts.operation.create_key(
+            name, tier=tier, email=email, templates=templates, backend=backend, **given
+        ),
     )
     _print_secret(made, as_json=as_json)
 
@@ -112,6 +116,7 @@ def set_key(
     templates: Annotated[
         bool | None, typer.Option("--templates/--no-templates", help=TEMPLATES, show_default=False)
     ] = None,
+    backend: Annotated[str | None, typer.Option("--backend", metavar="NAME", help=BACKEND, show_default=False)] = None,
     active: Annotated[
         bool | None, typer.Option("--active/--inactive", help="Whether it lets anybody in.", show_default=False)
     ] = None,
@@ -122,6 +127,7 @@ def set_key(
     changes = _changes(description, expires, daily_limit, concurrent_limit, rate_limit)
     changes |= {"name": new_name} if new_name is not None else {}
     changes |= {"templates": templates} if templates is not None else {}
+    changes |= {"backend": backend} if backend is not None else {}
     changes |= {"is_active": active} if active is not None else {}
     if not changes and tier is None:
         raise typer.BadParameter("nothing to change")
@@ -213,6 +219,7 @@ def _shown(key: "ApiKey", account: "Account") -> dict[str, object]:
         "expires": _moment(key.expires_at) if key.expires_at else None,
         "active": key.is_active,
         "templates": key.templates,
+        "backend": key.backend or None,
         "account": account.id,
         "email": account.email,
         "tier": account.tier,
@@ -230,6 +237,8 @@ def _state(key: "ApiKey") -> str:
         words = "active"
     else:
         words = f"until {_moment(key.expires_at)}" if key.expires_at > datetime.now(UTC) else "expired"
+    if key.backend:
+        words = f"{words}, {key.backend}"
     return words if key.templates else f"{words}, no templates"
 
 

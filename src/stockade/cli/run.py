@@ -66,6 +66,9 @@ def run(
             "run, so it saves no time here.",
         ),
     ] = None,
+    backend: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Where the sandbox comes from; default: as configured.")
+    ] = None,
     as_json: AsJson = False,
     data_dir: DataDir = None,
     config: ConfigFile = None,
@@ -78,7 +81,7 @@ def run(
     from stockade.config import load
 
     try:
-        loaded = load(file=config, options={"data_dir": data_dir})
+        loaded = load(file=config, options={"data_dir": data_dir, "sandbox.backend": backend})
         spec_args = tuple(args or ())
         if code is not None:  # like `python -c`: what would be the file is the first argument
             spec_args = ((file,) if file is not None else ()) + spec_args

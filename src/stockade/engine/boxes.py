@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from stockade.backends.disks import Disks, Pausing
+from stockade.engine.backend_policy import BackendPolicy
 from stockade.engine.box_creations import BoxCreations
 from stockade.engine.box_disks import BoxDisks
 from stockade.engine.box_errors import BoxExists, BoxStateConflict, BoxStopped
@@ -67,6 +68,7 @@ class Boxes:
         images: ImageStore | None = None,
         diversions: Diversions | None = None,
         options: BoxOptions | None = None,
+        backends: BackendPolicy = BackendPolicy(),
     ) -> None:
         """Take what it needs.
 
@@ -84,6 +86,7 @@ class Boxes:
         self._disks = BoxDisks(
             disks=disks, table=table, snapshots=snapshots, records=records, tasks=self._tasks, options=self._options
         )
+        self._backends = backends
         self._runs = BoxRuns(
             records=records,
             sandboxes=sandboxes,
@@ -168,9 +171,11 @@ class Boxes:
             TooManyBoxes: it may have no more.
             NotFound: a volume that it mounts is not there.
             ImageUnavailable: its image could not be brought here.
-            Unsupported: this host has no disks, or boxes here cannot have secrets.
+            Unsupported: this host has no disks, or boxes here cannot have secrets, or the actor's sandboxes may not
+                come from where boxes do.
             Unavailable: the database or the backend is away, or there is no room.
         """
+        self._backends.demand_disks(actor)
         task = self._tasks.start(self._creations.create(actor, request, fill), name="create a box")
         try:
             return await asyncio.shield(task)
@@ -218,6 +223,8 @@ class Boxes:
             LimitExceeded: the actor's quota is used up; the box is as before.
             Unsupported, Unavailable: as `Sandboxes.create`.
         """
+
+        self._backends.demand_disks(actor)
 
         async def work(now: Box) -> Box:
             return await self._started(actor, now)

@@ -112,7 +112,9 @@ class Builds:
             raise Unavailable(f"the directory of images {self.directory}: {error.strerror}") from error
 
     @contextlib.asynccontextmanager
-    async def layer(self, image: Image, spec: BuildSpec, *, account_id: str, base: str) -> AsyncIterator[Path | None]:
+    async def layer(
+        self, image: Image, spec: BuildSpec, *, account_id: str, base: str, backend: str = ""
+    ) -> AsyncIterator[Path | None]:
         """The layer that *spec* makes of *image*, built where it is missing; it stays there until the block ends.
 
         `None` where nothing is to be built. When the caller is cancelled, the build goes on as long as somebody else
@@ -121,6 +123,7 @@ class Builds:
         Args:
             account_id: whose it is, where accounts do not share layers.
             base: directory that relative paths of files begin from.
+            backend: where the build runs, if it has to; a layer is the same wherever it was built.
 
         Raises:
             Invalid: *spec* cannot be built.
@@ -143,7 +146,7 @@ class Builds:
                 self.hits += 1
                 self._note(self.table.touch(digest), digest)
             else:
-                await self._built(digest, image, spec)
+                await self._built(digest, image, spec, backend)
             yield path
         finally:
             self._used[digest] -= 1
@@ -188,11 +191,11 @@ class Builds:
 
         self.tasks.background(tell(), name=f"record build {digest[:12]}")
 
-    async def _built(self, digest: str, image: Image, spec: BuildSpec) -> None:
+    async def _built(self, digest: str, image: Image, spec: BuildSpec, backend: str) -> None:
         """Build, or wait for the same build that is under way."""
         flight = self._flights.get(digest)
         if flight is None:
-            task = self.tasks.start(self._build(digest, image, spec), name=f"build {digest[:12]}")
+            task = self.tasks.start(self._build(digest, image, spec, backend), name=f"build {digest[:12]}")
             flight = self._flights[digest] = _Flight(task=task)
             task.add_done_callback(lambda _: self._landed(digest, flight))
         flight.waiting += 1
@@ -208,13 +211,13 @@ class Builds:
         if self._flights.get(digest) is flight:
             del self._flights[digest]
 
-    async def _build(self, digest: str, image: Image, spec: BuildSpec) -> None:
+    async def _build(self, digest: str, image: Image, spec: BuildSpec, backend: str) -> None:
         build_log = BuildLog()
         began = time.monotonic()
         outcome = "failed"
         async with self._places:
             try:
-                size = await self._in_sandbox(digest, image, spec, build_log)
+                size = await self._in_sandbox(digest, image, spec, build_log, backend)
                 outcome = "made"
             finally:
                 took_s = round(time.monotonic() - began, 3)
@@ -233,7 +236,7 @@ class Builds:
         )
         self._note(self.table.record(build), digest)
 
-    async def _in_sandbox(self, digest: str, image: Image, spec: BuildSpec, build_log: BuildLog) -> int:
+    async def _in_sandbox(self, digest: str, image: Image, spec: BuildSpec, build_log: BuildLog, backend: str) -> int:
         options = self.options
         name = f"build-{digest[:12]}-{secrets.token_hex(8)}"
         live = LiveSpec(
@@ -243,6 +246,7 @@ class Builds:
             cwd=image.cwd,
             lifetime_s=options.limits.wall_s,
             network=Network(mode=options.network),
+            backend=backend,
         )
         steps = Steps(self.backend, name, image, build_log)
         self._sandboxes.add(name)

@@ -78,7 +78,7 @@ def compilation_key(
     """
     members: list[str | bytes] = ["all" if actor is None else "one", "" if actor is None else actor.id]
     members += [language.name, str(language.variant), repr(language.compile), toolchain]
-    members += [sandbox.image, sandbox.network]
+    members += [sandbox.image, sandbox.network, sandbox.backend]
     members += [f"{f.name}={getattr(sandbox.limits, f.name)!r}" for f in fields(sandbox.limits)]
     members += [process.cwd, process.on_output_limit, process.stdin]
     # A count before each list: else a word could pass for the first variable of the environment.

@@ -7,11 +7,12 @@ CREATING record, and perhaps a sandbox, which the next one clears away.
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from stockade.backends.sandboxing import MAIN, LiveExec, LiveSpec, Reading, Streams
+from stockade.engine.backend_policy import BackendPolicy
 from stockade.engine.builds import Builds
 from stockade.engine.images import Image, Images
 from stockade.engine.limits import LimitPolicy
@@ -57,8 +58,17 @@ class _Creation:
 class Creations:
     """Makes sandboxes, and knows which are being made."""
 
-    def __init__(self, *, lives: Lives, images: Images, builds: Builds, limits: LimitPolicy) -> None:
+    def __init__(
+        self,
+        *,
+        lives: Lives,
+        images: Images,
+        builds: Builds,
+        limits: LimitPolicy,
+        backends: BackendPolicy = BackendPolicy(),
+    ) -> None:
         """Take what it needs; *limits* has the server's maximum for sandboxes that live."""
+        self._backends = backends
         self._lives = lives
         self._images = images
         self._builds = builds
@@ -83,6 +93,7 @@ class Creations:
     async def _create(
         self, actor: Actor, request: SandboxRequest, reading: Reading | None
     ) -> tuple[Sandbox, Streams | None]:
+        request = replace(request, backend=self._backends.choose(actor, request.backend))
         image = self._images.find(request.image, actor.owner)
         sandbox = new_sandbox(actor, request, image, limits=self._limits, now=moment(self._lives.clock()))
         if sandbox.id in self._under_way or sandbox.id in self._lives:
@@ -119,7 +130,11 @@ class Creations:
             # Steps are settled: one that is cancelled might still take effect, after we have cleaned up behind it.
             await settle(self._insert(creation), name=f"record {sandbox.id}")
             async with self._builds.layer(
-                creation.image, creation.request.build, account_id=sandbox.account_id, base=sandbox.cwd
+                creation.image,
+                creation.request.build,
+                account_id=sandbox.account_id,
+                base=sandbox.cwd,
+                backend=sandbox.backend,
             ) as layer:
                 spec = LiveSpec(
                     image=creation.image.name,
@@ -133,6 +148,7 @@ class Creations:
                     mounts=creation.request.mounts,
                     drop_capabilities=creation.request.drop_capabilities,
                     diversion=creation.request.diversion,
+                    backend=sandbox.backend,
                     log_bytes=self._lives.options.log_bytes,
                     kept_bytes=self._lives.options.kept_bytes,
                     keep_s=self._lives.options.facts_s,

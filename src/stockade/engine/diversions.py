@@ -366,7 +366,7 @@ async def _hello(stream: Bare) -> Mapping[str, Any]:
     stream.give_back(rest)
     try:
         hello = json.loads(line) if len(line) <= _MOST_LINE else None
-    except ValueError:
+    except (ValueError, RecursionError):
         hello = None
     if not isinstance(hello, dict):
         raise ConnectionError("not announced by the egress process")

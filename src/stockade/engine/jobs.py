@@ -174,9 +174,10 @@ class Jobs:
 
     def _new(self, actor: Actor, request: JobRequest, *, batch_id: str | None = None) -> Job:
         self.check(actor, request)
-        spec, now = replace(request.spec, limits=self._limits(actor, request.spec)[1]), self.now()
+        # A worker knows nothing of the key: what it says is said with the job.
+        backend = self.runs.backends.choose(actor, request.spec.backend)
+        spec, now = replace(request.spec, limits=self._limits(actor, request.spec)[1], backend=backend), self.now()
         if not actor.templates and spec.template is None:
-            # A worker knows nothing of the key: what it does not want is said with the job.
             spec = replace(spec, template="none")
         return Job(
             id=str(uuid.uuid4()),

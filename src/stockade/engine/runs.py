@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from stockade.backends.base import Backend, Glimpse, SandboxSpec
+from stockade.engine.backend_policy import BackendPolicy
 from stockade.engine.compilations import Compilations, compilation_key
 from stockade.engine.languages import Language, Languages
 from stockade.engine.limits import LimitPolicy
@@ -49,6 +50,8 @@ class Program:
     queued_s: float
     cached: bool = False
     """Its compilation is that of an equal program before."""
+    backend: str = ""
+    """As `SandboxSpec.backend`."""
 
     @property
     def runnable(self) -> bool:
@@ -67,6 +70,7 @@ class Runs:
     compilations: Compilations
     toolchains: Toolchains
     templates: Templates
+    backends: BackendPolicy = BackendPolicy()
 
     async def run(
         self,
@@ -86,9 +90,11 @@ class Runs:
 
         Raises:
             UnknownLanguage, LanguageUnavailable, UnknownTemplate, InvalidLimit, Invalid: nothing has run.
+            UnknownBackend, BackendDenied, Unsupported: nor has anything when it cannot come from that backend.
             QueueFull, LimitExceeded: no place; nothing has run.
             BackendLost: the warden died; safe to retry.
         """
+        self.backends.choose(actor, spec.backend)
         limits = self.check(spec, cap_limits=cap_limits)
         async with self.prepare(actor, spec) as program:
             if not program.runnable:
@@ -124,11 +130,12 @@ class Runs:
         language = self.templates.chosen(actor, self.languages.available(spec.language), spec.template)
         files = {language.main_file: spec.code.encode(errors="surrogatepass"), **language.files}
         step = self.toolchains.compile_step(language)
+        backend = self.backends.choose(actor, spec.backend)
         if step is None:
-            yield Program(language=language, compilation=None, files=files, bundle=None, queued_s=0.0)
+            yield Program(language=language, compilation=None, files=files, bundle=None, queued_s=0.0, backend=backend)
             return
         limits = self.limits.resolve(language.compile_limits, LimitOverrides())
-        sandbox = SandboxSpec(image=language.image, limits=limits)
+        sandbox = SandboxSpec(image=language.image, limits=limits, backend=backend)
         process = ProcessSpec(
             argv=step.command(limits),
             cwd=WORK_DIR,
@@ -154,6 +161,7 @@ class Runs:
                 bundle=made.bundle,
                 queued_s=made.queued_s,
                 cached=made.cached,
+                backend=backend,
             )
 
     def _key(self, actor: Actor, language: Language, sandbox: SandboxSpec, process: ProcessSpec) -> str | None:
@@ -188,7 +196,7 @@ class Runs:
         async with self.queue.place(actor) as queued_s:
             with span("sandbox.run", language=language.name, queued_ms=round(1000 * queued_s)) as noted:
                 process = await self.backend.run(
-                    SandboxSpec(image=language.image, limits=limits),
+                    SandboxSpec(image=language.image, limits=limits, backend=program.backend),
                     _run_step(
                         language,
                         limits,

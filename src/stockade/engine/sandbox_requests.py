@@ -62,6 +62,7 @@ def new_sandbox(actor: Actor, request: SandboxRequest, image: Image, *, limits: 
         labels=dict(request.labels),
         created_at=now,
         secret_digest=request.secret_digest,
+        backend=request.backend,
     )
 
 

@@ -53,6 +53,8 @@ class ApiKey:
     """`None` for its tier's."""
     templates: bool = True
     """See `Actor.templates`."""
+    backend: str = ""
+    """See `Actor.backend`."""
     created_at: datetime
     last_used_at: datetime | None = None
     """True to a minute."""

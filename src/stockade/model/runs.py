@@ -23,6 +23,8 @@ class Actor:
     tier: str = ""
     is_admin: bool = False
     """Its account is the operator's."""
+    backend: str = ""
+    """Name of the one backend that its sandboxes may come from; empty where a request may choose."""
     rate_limit_rps: int | None = None
     """Requests per second, and as many at once."""
     daily_limit: int | None = None
@@ -58,6 +60,8 @@ class RunSpec:
     args: tuple[str, ...] = ()
     template: str | None = None
     """Name of the template to begin from; `None` for the language's default, "none" to start from nothing."""
+    backend: str = ""
+    """Name of the backend that its sandboxes shall come from; empty for the usual one."""
     limits: LimitOverrides = field(default_factory=LimitOverrides)
     on_output_limit: OnOutputLimit = OnOutputLimit.KILL
 

@@ -215,6 +215,8 @@ class SandboxRequest:
     drop_capabilities: tuple[str, ...] = ()
     """Names (without `CAP_`) of what root inside shall not have; `ALL` for all."""
     diversion: Diversion | None = None
+    backend: str = ""
+    """Name of the backend that it shall come from; empty for the usual one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +258,8 @@ class Sandbox:
     """Of the secret that opens this sandbox alone; of sandboxes that have not ended no two have the same."""
     bound_port: int | None = None
     """Port inside to which connections to `Port.BOUND` lead."""
+    backend: str = ""
+    """Name of the backend that it comes from; empty for what was the usual one."""
 
 
 class FileKind(StrEnum):

@@ -5,9 +5,8 @@ state is looked up by itself, in an index that has them in the wanted order, and
 """
 
 import base64
-import binascii
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import or_, select, union_all
@@ -75,6 +74,7 @@ def _read_cursor(cursor: str) -> tuple[datetime, int]:
         moment = datetime.fromisoformat(at)
         if moment.tzinfo is None or type(seq) is not int or not 0 <= seq < 1 << 63:
             raise ValueError
-    except (ValueError, TypeError, binascii.Error) as error:
+        moment = moment.astimezone(UTC)  # what no database can be asked for
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # JSON may be deeper than the stack
         raise Invalid("cursor: is none that a list of ours returned") from error
     return moment, seq

@@ -178,6 +178,7 @@ def _spec_to_json(spec: RunSpec) -> dict[str, Any]:
         "language": spec.language,
         "args": list(spec.args),
         "template": spec.template,
+        "backend": spec.backend,
         # Infinite ones are none of JSON, though Python writes them.
         "limits": {name: str(value) if value == float("inf") else value for name, value in spec.limits.given().items()},
         "on_output_limit": spec.on_output_limit.value,
@@ -195,6 +196,7 @@ def _spec_from_json(values: Mapping[str, Any], payload: Mapping[str, Any]) -> Ru
         stdin=payload.get("stdin") or b"",
         args=tuple(values["args"]),
         template=values["template"],
+        backend=values.get("backend", ""),  # of jobs from before there were several: none
         limits=LimitOverrides(**limits),
         on_output_limit=OnOutputLimit(values["on_output_limit"]),
     )

@@ -1,7 +1,6 @@
 """The records of sandboxes. What is written here is durable when the method returns."""
 
 import base64
-import binascii
 import builtins
 import json
 from collections.abc import Collection
@@ -236,6 +235,7 @@ def _read_cursor(cursor: str) -> tuple[datetime, str]:
         moment = datetime.fromisoformat(at)
         if moment.tzinfo is None or not isinstance(id, str) or "\0" in id:
             raise ValueError
-    except (ValueError, TypeError, binascii.Error) as error:
+        moment, _ = moment.astimezone(UTC), id.encode()  # what no database can be asked for
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # JSON may be deeper than the stack
         raise Invalid("cursor: is none that a list of ours returned") from error
     return moment, id

@@ -8,7 +8,7 @@ from stockade.errors import Fault
 
 __all__ = ["HEAD", "LOCK", "MOST_S", "is_current", "upgrade"]
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest revision in `migrations/versions`."""
 LOCK = 0x73746F636B616465
 """What servers on one PostgreSQL that start at once lock while one of them changes the tables."""

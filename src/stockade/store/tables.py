@@ -106,6 +106,7 @@ api_keys = Table(
     Column("custom_concurrent_limit", Integer),
     Column("rate_limit_rps", Integer),
     Column("templates", Boolean, nullable=False),
+    Column("backend", Text, nullable=False, server_default=""),
     Column("created_at", Moment, nullable=False),
     Column("last_used_at", Moment),
 )
@@ -154,6 +155,7 @@ sandboxes = Table(
     Column("usage", JSON(none_as_null=True)),
     Column("secret_digest", String(64)),
     Column("bound_port", Integer),
+    Column("backend", Text, nullable=False, server_default=""),
     Column("is_quota_free", Boolean, nullable=False, server_default=false()),
     Column("usage_recorded_at", Moment),
 )

@@ -80,6 +80,7 @@ class AccountSandboxes:
             limits=self._limits(actor, body),
             network=Network(mode=mode, ports=ports),
             dialect=DIALECT,
+            backend=body.backend,
         )
 
     def _limits(self, actor: Actor, body: SandboxBody) -> Limits:

@@ -151,6 +151,8 @@ class SandboxBody(_Snake):
     memory_bytes: Bytes | None = None
     network: Literal["none", "outgoing", "exposed"] = "none"
     ports: Annotated[list[Annotated[PortBody, BeforeValidator(_port)]], Field(max_length=64)] = []
+    backend: Annotated[str, Field(max_length=64)] = ""
+    """Empty for the usual one."""
 
 
 class ExtendBody(_Snake):

@@ -104,9 +104,9 @@ class BoxExecutions:
                 spec = to_spec(body, user=sandbox.user)
                 process = await self._executions.start(sandbox, spec, timeout_s=body.timeout_seconds)
             except StockadeError:
-                counts.add_failure(box.id)
+                counts.add_failure(actor.owner, box.id)
                 raise
-        counts.add_execution(box.id)
+        counts.add_execution(actor.owner, box.id)
         self._remember(process.name, _Place(account_id=box.account_id, box_id=box.id, sandbox_id=sandbox.id))
         return process.name
 

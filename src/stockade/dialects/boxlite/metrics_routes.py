@@ -63,14 +63,14 @@ def metrics_routes(context: Context) -> APIRouter:
         less what failed and what stopped."""
 
         async def work(actor: Actor) -> object:
-            seen = boxes.counts(actor)
+            seen, done = boxes.counts(actor), context.counts.of_owner(actor.owner)
             return {
                 "boxes_created_total": seen.started + seen.failed,
                 "boxes_failed_total": seen.failed,
                 "boxes_stopped_total": seen.stopped,
                 "num_running_boxes": seen.running,
-                "total_commands_executed": context.counts.executed,
-                "total_exec_errors": context.counts.failed,
+                "total_commands_executed": done.executed,
+                "total_exec_errors": done.failed,
             }
 
         return await edge.call(request, work)

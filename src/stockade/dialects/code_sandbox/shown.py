@@ -56,6 +56,8 @@ def from_job(job: Job, *, default_wall_s: float, whole: bool) -> dict[str, Any]:
     }
     if spec.template is not None:
         request["template"] = spec.template
+    if spec.backend:
+        request["backend"] = spec.backend
     if whole:
         request |= {"code": spec.code, "stdin": spec.stdin.decode(errors="replace")}
     found: dict[str, Any] = {

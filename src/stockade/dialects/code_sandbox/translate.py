@@ -128,6 +128,7 @@ def to_job(body: JobBody, defaults: Defaults, *, trace: str, now: datetime) -> J
         stdin=body.stdin.encode(),
         args=tuple(body.args),
         template=body.template or None,
+        backend=body.backend or "",
         limits=LimitOverrides(**values),
     )
     return JobRequest(

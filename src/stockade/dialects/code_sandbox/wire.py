@@ -78,6 +78,7 @@ class JobBody(Wire):
     timeout: str | None = Field(default=None, description=f"{_DURATION} Not beside `limits.wall_s`.")
     limits: LimitsBody = Field(default_factory=LimitsBody)
     template: str | None = Field(default=None, max_length=64, description="Name of the template to begin from.")
+    backend: str | None = Field(default=None, max_length=64, description="Name of the backend to come from.")
     priority: int = Field(default=0, ge=-100, le=100, description="Of the jobs of an account, higher ones first.")
     delay: str | None = Field(default=None, description=f"Time before which it does not start. {_DURATION}")
     run_at: str | None = Field(
@@ -154,6 +155,7 @@ class JobRequestAnswer(Answer):
     args: list[str]
     limits: dict[str, float]
     template: str = Field(default="")
+    backend: str = Field(default="")
     code: str = Field(default="")
     stdin: str = Field(default="")
 

@@ -115,6 +115,7 @@ def to_request(body: CreateBody, measures: Measures, *, id: str) -> SandboxReque
         network=_network(body),
         build=_build(body, measures.settings, work_dir or measures.cwd),
         dialect=NAME,
+        backend=body.backend or "",
     )
 
 

@@ -158,6 +158,9 @@ class CreateBody(Camel):
         max_length=128,
         description="Resolve, and connect to, these names only; `*.example.org` for all below.",
     )
+    backend: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="Name of the backend that it comes from. Not set: the usual one."
+    )
     setup: list[Argument] | None = Field(default=None, description="Shell commands baked into the image, in order.")
     files: list[FileBody] | None = Field(default=None, description="Files baked into the image, before `setup`.")
     executor: Annotated[

@@ -10,6 +10,7 @@
 | `settings`, `assembly` | what an operator can set; how it all is put together |
 """
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -57,6 +58,8 @@ async def listeners(services: Services) -> AsyncIterator[None]:
         if not settings.grpc_port:
             yield
             return
+        # gRPC writes what clients do wrong on standard error, in words of its own between the lines of our log.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         try:
             from stockade.dialects.isobox import rpc
         except ImportError:

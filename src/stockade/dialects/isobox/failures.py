@@ -96,6 +96,8 @@ def _run_failure(error: errors.StockadeError) -> Failure:
             return 400, "Failed to download test case", str(error)
         case errors.Invalid():
             return 400, "Invalid request", str(error)
+        case errors.Unsupported():
+            return 400, "Not supported by this server", str(error)
         case errors.LimitExceeded():
             return 429, "Rate limit exceeded", str(error)
         case errors.QueueFull():

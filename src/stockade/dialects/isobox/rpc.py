@@ -5,7 +5,7 @@ ask, or must wait, gets a gRPC status.
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from stockade import __version__
 from stockade.config import ServerConfig
@@ -41,6 +42,14 @@ log = structlog.get_logger()
 
 STOP_S = 5.0
 """Time that calls have to end when the server stops."""
+SPARE_CALLS = 256
+"""Beyond those that run or wait for a place: health checks, and such as are refused."""
+CALLS_PER_CONNECTION = 128
+HANDSHAKE_S = 10
+"""Time that a client has to begin with HTTP/2; gRPC's own is two minutes."""
+IDLE_S = 300
+"""A connection without a call is closed after that."""
+METADATA_BYTES = 16 * 1024
 ENVELOPE_BYTES = 64 * 1024
 """What a message may hold beside the streams."""
 
@@ -52,7 +61,7 @@ async def serving(isobox: Isobox, access: Access, *, host: str, server: ServerCo
     Raises:
         Unavailable: the port is taken.
     """
-    settings = isobox.settings
+    settings, queue = isobox.settings, isobox.engine.queue
     output_bytes = isobox.engine.limits.maximum.output_bytes
     listener = grpc.aio.server(
         options=(
@@ -60,7 +69,13 @@ async def serving(isobox: Isobox, access: Access, *, host: str, server: ServerCo
             # Two streams; each invalid byte becomes a character of three.
             ("grpc.max_send_message_length", 2 * 3 * output_bytes + ENVELOPE_BYTES),
             ("grpc.so_reuseport", 0),
-        )
+            ("grpc.max_concurrent_streams", CALLS_PER_CONNECTION),
+            ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_S),
+            ("grpc.max_connection_idle_ms", 1000 * IDLE_S),
+            ("grpc.max_metadata_size", METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", METADATA_BYTES),
+        ),
+        maximum_concurrent_rpcs=queue.places + queue.length + SPARE_CALLS,
     )
     service = Service(isobox=isobox, access=access)
     calls = {
@@ -70,8 +85,7 @@ async def serving(isobox: Isobox, access: Access, *, host: str, server: ServerCo
     }
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
-            calls[name],
-            request_deserializer=MESSAGES[request].FromString,
+            _reading(request, calls[name]),
             response_serializer=MESSAGES[response].SerializeToString,
         )
         for name, (request, response) in METHODS.items()
@@ -149,6 +163,19 @@ class Service:
                 if known.is_available(language.name)
             ]
         )
+
+
+def _reading(name: str, call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[bytes, Any], Awaitable[Any]]:
+    """*call* for the bytes of a message: gRPC takes malformed ones for mistakes of ours, and logs a trace of each."""
+
+    async def read(data: bytes, context: Any) -> Any:
+        try:
+            message = MESSAGES[name].FromString(data)
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the message is no {name}")
+        return await call(message, context)
+
+    return read
 
 
 def _credentials(context: Any) -> Credentials:

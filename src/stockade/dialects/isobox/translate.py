@@ -88,6 +88,7 @@ def to_run(body: ProgramBody, maximum: Limits) -> RunSpec:
         stdin=(stdin or "").encode(),
         args=tuple(body.args or ()),
         template=body.template or None,
+        backend=body.backend or "",
         limits=to_limits(body, maximum),
     )
 

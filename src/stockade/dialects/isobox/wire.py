@@ -129,6 +129,11 @@ class ProgramBody(Wire):
         description="Name of the template to begin from, as the operator configured it; the language's default when "
         'left out or empty, "none" for a start from nothing.',
     )
+    backend: str | None = Field(
+        default=None,
+        description="Name of the backend that the sandbox shall come from, of those that the operator offers; the "
+        "usual one when left out or empty.",
+    )
 
 
 class ExecuteBody(ProgramBody):
