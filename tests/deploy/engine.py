@@ -1,22 +1,24 @@
 """A Docker engine of our own in a temporary folder, with base images that come from no registry."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 START_S = 60.0
 COMMAND_S = 120.0
 BUILD_S = 1500.0
 BASE = "debian:bookworm-slim"
 MADE_WITH = ("dockerd", "docker", "mmdebstrap", "unshare", "ip")
-_GROUP = "stockade-deploy"
+_GROUP = f"stockade-deploy-{os.getpid()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +49,17 @@ class Engine:
 
 
 @contextlib.contextmanager
-def engine(folder: Path, *, has_network: bool) -> Iterator[Engine]:
+def engine(folder: Path, *, has_network: bool, settings: Mapping[str, Any] | None = None) -> Iterator[Engine]:
     """An engine with its data in *folder*, which another one may have used before.
 
     Args:
         has_network: builds reach what this machine does, by `--network host`, and there are no other networks. Else the
             engine is in a network namespace of its own, with bridges and firewall: this machine's stay as they are.
+        settings: what its daemon.json is to say.
     """
     address = f"unix://{folder}/docker.sock"
     configuration = folder / "daemon.json"
-    configuration.write_text("{}")  # not the machine's own
+    configuration.write_text(json.dumps(settings or {}))  # not the machine's own
     words = [
         "dockerd", "--config-file", str(configuration), "--host", address, "--data-root", str(folder / "data"),
         "--exec-root", str(folder / "exec"), "--pidfile", str(folder / "docker.pid"), "--cgroup-parent", f"/{_GROUP}",

@@ -6,6 +6,7 @@ import sys
 import typer
 
 from stockade.cli.box import box
+from stockade.cli.docker_gate import docker_gate
 from stockade.cli.executor import TO_THE_END, executor
 from stockade.cli.failures import complain
 from stockade.cli.image import image
@@ -39,6 +40,7 @@ app.command()(languages)
 app.command()(doctor)
 app.command()(worker)
 app.command()(warden)
+app.command("docker-gate")(docker_gate)
 app.add_typer(sandbox, name="sandbox")
 app.add_typer(box, name="box")
 app.add_typer(volume, name="volume")
