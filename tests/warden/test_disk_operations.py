@@ -75,7 +75,7 @@ def test_orders_are_passed_on_and_answered(world: World) -> None:
         ("disk_resize", {"disk": "d", "size_bytes": 7}, {"op": "resize", "disk": "d", "size_bytes": 7}),
         ("disk_delete", {"disk": "d"}, {"op": "delete", "disk": "d"}),
         ("disk_info", {"disk": "d"}, {"op": "info", "disk": "d"}),
-        ("disk_list", {"after": "d"}, {"op": "list", "after": "d"}),
+        ("disk_list", {"after": "d"}, {"op": "list", "after": "d", "user": 0}),
         ("disk_facts", {}, {"op": "facts"}),
     ):
         world.ask(op, **members)

@@ -29,6 +29,7 @@ def host() -> Iterator[Host]:
         stage=Stage(images={}, masked=()),
         cgroups=cgroups,
         seccomp=b"",
+        seccomp_of_wall=b"",
         own_ids=False,
         null=null,
         title=(0, 0, 0, 0),

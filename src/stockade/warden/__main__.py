@@ -84,6 +84,7 @@ def main(argv: list[str]) -> int:
             stage=stage,
             cgroups=cgroups,
             seccomp=seccomp.build(),
+            seccomp_of_wall=seccomp.build(of_wall=True),
             own_ids=own_uids,
             null=os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC),
             title=title,

@@ -65,6 +65,8 @@ class Host:
     stage: Stage
     cgroups: Cgroups
     seccomp: bytes
+    seccomp_of_wall: bytes
+    """The filter under which gVisor runs (`gvisor`), and no tenant's program."""
     own_ids: bool
     """Not so for an ordinary user: there is one user id, and it is mapped to the tenant's."""
     null: int

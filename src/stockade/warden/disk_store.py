@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from . import kernel
+from .disks import name_from
 from .fields import Refused
 from .journal import say
 
@@ -199,9 +200,10 @@ class Store:
                 with self._opened(place, name) as disk:
                     yield disk
 
-    def page(self, after: str) -> dict[str, Any]:
-        """The next of all disks and layers, by name."""
-        names = sorted(n for place in (self.disks, self.layers) for n in _names(place) if n > after)
+    def page(self, after: str, user: int = 0) -> dict[str, Any]:
+        """The next of a user's disks and layers, by name."""
+        found_here = (n for place in (self.disks, self.layers) for n in _names(place))
+        names = sorted(n for n in found_here if n > after and name_from(user, n) is not None)
         found = []
         for name in names[:_PAGE]:
             with contextlib.suppress(Refused, FileNotFoundError):  # deleted meanwhile
@@ -293,5 +295,5 @@ def explain(error: OSError) -> Refused:
         return Refused("unavailable", f"the process that keeps the disks has no room for more: {error.strerror}")
     if error.errno in (errno.EROFS, errno.EIO):
         why = "the file system of the disks takes no changes any more, as when the host's own is full or broken"
-        return Refused("unavailable", f"{why}; see the kernel's log, make room, and restart the warden")
+        return Refused("unavailable", f"{why}; make room, or see the kernel's log: it is mounted anew with the warden")
     return Refused("fault", f"disks: {error}")

@@ -22,17 +22,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from . import kernel, protocol
-from .fields import Refused, whole
+from .fields import Refused, said, whole
 from .journal import say, say_traceback
 from .outbox import Outbox
 
-__all__ = ["MOST_BYTES", "DiskOperations", "Disks", "Reply", "Then", "disk_name", "name_for", "start"]
+__all__ = ["MOST_BYTES", "DiskOperations", "Disks", "Reply", "Then", "disk_name", "name_for", "name_from", "start"]
 
 MOST_BYTES = 1 << 50
 """The largest disk."""
 _LONGEST_NAME = 40
 _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _HIGHEST_STANDARD = 2
+_MOST_ORDERS = 1024  # a client's that wait
 _DEAD = "the process that keeps the disks has died, and comes back with the warden"
 
 
@@ -64,7 +65,7 @@ def name_for(uid: int, name: str) -> str:
     return own
 
 
-def _name_from(uid: int, own: str) -> str | None:
+def name_from(uid: int, own: str) -> str | None:
     """What a user calls a disk; `None` where it is not theirs."""
     owner, mark, name = own.partition("u")
     is_users = bool(mark) and owner.isdigit()
@@ -153,10 +154,11 @@ class Disks:
         self.channel.close()
 
     def _tell(self, message: dict[str, Any], descriptors: list[int]) -> None:
-        then = self._waiting.pop(message.get("n", 0), None)
-        error = message.get("error")
-        refusal = None if error is None else Refused(str(error["kind"]), str(error["message"]))
+        number = message.get("n", 0)
+        then = self._waiting.pop(number, None) if type(number) is int else None
         try:
+            error = message.get("error")
+            refusal = None if error is None else Refused(said(error["kind"], 20), said(error["message"], 4000))
             if then is not None:
                 then(refusal or message["ok"], descriptors)
         except Exception:  # of one client's; the others wait, too
@@ -206,6 +208,8 @@ class DiskOperations:
         self._let_stand, self._let_go = hold, let_go
         self._uses_of, self._writers_of = uses_of, writers_of
         self._user_of = user_of
+        self._under_way: dict[Any, int] = {}
+        """How many orders of each client wait."""
         self._operations: dict[str, Callable[[Any, dict[str, Any]], None]] = {
             "disk_make": self._make,
             "disk_copy": self._copy,
@@ -217,6 +221,11 @@ class DiskOperations:
             "disk_list": self._list,
             "disk_facts": self._facts,
         }
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the process that keeps them has died."""
+        return self._disks.is_lost
 
     def obey(self, client: Any, message: dict[str, Any], descriptors: list[int]) -> bool:
         """Do what *client* asks; False when it is none of ours. Descriptors stay the caller's: we want none.
@@ -259,7 +268,7 @@ class DiskOperations:
             except Refused as refusal:
                 self._refuse(client, message["id"], refusal)
 
-        self._disks.ask({"op": "settle", "disk": of}, (), copy)
+        self._order(client, {"op": "settle", "disk": of}, copy)
 
     def _copy_held(self, client: Any, message: dict[str, Any], order: dict[str, Any], sandbox: str) -> None:
         if sandbox not in self._writers_of(order["of"]):  # it has ended meanwhile
@@ -302,8 +311,8 @@ class DiskOperations:
         self._pass_on(client, message, {"op": "info", "disk": self._name(client, message)})
 
     def _list(self, client: Any, message: dict[str, Any]) -> None:
-        after = "" if message.get("after", "") == "" else disk_name(message, "after")
-        self._pass_on(client, message, {"op": "list", "after": after})
+        after = "" if message.get("after", "") == "" else self._name(client, message, "after")
+        self._pass_on(client, message, {"op": "list", "after": after, "user": self._user_of(client)})
 
     def _facts(self, client: Any, message: dict[str, Any]) -> None:
         self._pass_on(client, message, {"op": "facts"})
@@ -314,10 +323,11 @@ class DiskOperations:
     def _shown(self, client: Any, reply: Mapping[str, Any]) -> dict[str, Any]:
         """An answer, with disks called as the client calls them, and none of others'."""
         uid, shown = self._user_of(client), dict(reply)
-        if "disk" in shown:
-            shown["disk"] = _name_from(uid, shown["disk"])
+        for member in ("disk", "after"):
+            if shown.get(member) is not None:
+                shown[member] = name_from(uid, shown[member])
         if "disks" in shown:
-            named = ((_name_from(uid, one["disk"]), one) for one in shown["disks"])
+            named = ((name_from(uid, one["disk"]), one) for one in shown["disks"])
             shown["disks"] = [{**one, "disk": name} for name, one in named if name is not None]
         return shown
 
@@ -346,7 +356,21 @@ class DiskOperations:
             else:
                 self._answer(client, {"re": message["id"], "ok": self._shown(client, reply)}, ())
 
-        self._disks.ask(order, (), then)
+        self._order(client, order, then)
+
+    def _order(self, client: Any, order: Mapping[str, Any], then: Then) -> None:
+        """Have an order of a client's obeyed. Raises Refused: so many of its orders wait already."""
+        if self._under_way.get(client, 0) >= _MOST_ORDERS:
+            raise Refused("unavailable", f"{_MOST_ORDERS} orders at once are too many")
+
+        def obeyed(reply: Reply, descriptors: list[int]) -> None:
+            self._under_way[client] -= 1
+            if not self._under_way[client]:
+                del self._under_way[client]
+            then(reply, descriptors)
+
+        self._disks.ask(order, (), obeyed)
+        self._under_way[client] = self._under_way.get(client, 0) + 1
 
 
 def _close_all(descriptors: list[int]) -> None:

@@ -4,6 +4,7 @@ Orders that name the same disk are obeyed in the order in which they came. All b
 copies may take long, and what waits for the host's disk can wait together.
 """
 
+import errno
 import os
 import select
 import socket
@@ -171,6 +172,7 @@ class _Process:
     def _obey(self, order: _Order) -> None:
         """Do it, and say what came of it."""
         given: list[int] = []
+        is_broken = False
         try:
             operation = self._operations.get(order.operation)
             if order.operation == "mount":
@@ -182,6 +184,7 @@ class _Process:
             answer: dict[str, Any] = {"ok": ok}
         except Exception as error:
             answer = {"error": _refusal(error)}
+            is_broken = self._home is not None and isinstance(error, OSError) and error.errno == errno.EROFS
         try:
             protocol.send(self._channel, {"n": order.message.get("n", 0), **answer}, tuple(given))
         except OSError:
@@ -189,6 +192,11 @@ class _Process:
         finally:
             for fd in (*given, *order.descriptors):
                 os.close(fd)
+        if is_broken:
+            # Once the kernel has seen that it cannot write, it takes no changes until the file system is mounted anew.
+            # That is by the next warden, which is started when nothing lives.
+            say("the file system of the disks takes no changes any more: it is to be mounted anew")
+            os._exit(0)
 
     @property
     def _kept(self) -> Home:
@@ -237,7 +245,9 @@ class _Process:
     def _list(self, message: dict[str, Any]) -> dict[str, Any]:
         if self._home is None and self._is_new():
             return {"disks": [], "after": None}  # servers ask when they start: most never have any
-        return self._kept.store.page(str(message.get("after", "")))
+        return self._kept.store.page(
+            str(message.get("after", "")), whole({"user": 0, **message}, "user", 1 << 32, least=0)
+        )
 
     def _facts(self, _: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -24,7 +24,7 @@ from typing import Any
 
 from . import kernel, protocol
 from .egress_policy import Policy
-from .fields import Refused
+from .fields import Refused, said
 from .journal import say_traceback
 from .outbox import Outbox, close_all
 
@@ -35,6 +35,7 @@ COUNTERS = struct.Struct("=QQ")
 SLOTS = 16384
 """Sandboxes that can be open at once."""
 _HIGHEST_STANDARD = 2
+_MOST_NEWS = 64  # messages in a turn of the warden's loop
 
 
 class Egress:
@@ -98,10 +99,13 @@ class Egress:
     def hear(self) -> list[tuple[str, str]]:
         """Take what the process has said: (name, reason) of each sandbox that it could not serve.
 
+        It reads what tenants write, so what it says need not make sense. There may be more; the channel is ready then.
         When it is gone, `is_lost` is set, and the channel must not be watched any longer.
         """
         failed = []
-        while not self._is_lost:
+        for _ in range(_MOST_NEWS):
+            if self._is_lost:
+                break
             try:
                 received = protocol.receive(self.channel)
             except BlockingIOError:
@@ -115,11 +119,11 @@ class Egress:
             for fd in descriptors:
                 os.close(fd)
             slot = message.get("slot")
-            if "closed" in message and slot in self._closing:
+            if "closed" in message and type(slot) is int and slot in self._closing:
                 self._closing.discard(slot)
                 self._free.append(slot)
             if "error" in message:
-                failed.append((str(message.get("opened")), str(message["error"])))
+                failed.append((said(message.get("opened"), 64), said(message["error"], 500)))
         if not self._is_lost and not self._outbox.flush():  # what it has answered, it has taken: there is room again
             self._lose()
         return failed

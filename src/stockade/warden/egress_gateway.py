@@ -107,6 +107,9 @@ class Gateway:
                 self._sockets.append(socket.socket(fileno=left[0]))
                 del left[0]
             self._listener, self._datagrams, self._streamed = self._sockets
+            _check(self._listener, socket.SOCK_STREAM, listens=True)
+            _check(self._datagrams, socket.SOCK_DGRAM, listens=False)
+            _check(self._streamed, socket.SOCK_STREAM, listens=True)
         except BaseException:
             for one in self._sockets:
                 one.close()
@@ -345,6 +348,13 @@ class Gateway:
                 if is_diverted:
                     self._named.add(address, query.name, lifetime_s, now)
         return answer
+
+
+def _check(one: socket.socket, kind: int, *, listens: bool) -> None:
+    """Raises ValueError: it is no IPv4 socket of that kind, and would only ever be ready for what we cannot do."""
+    is_listening = bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    if one.family != socket.AF_INET or one.type != kind or is_listening != listens:
+        raise ValueError("not the sockets of a sandbox's way out")
 
 
 def _is_own(host: str) -> bool:

@@ -1,9 +1,24 @@
 """Checks of members of messages, for those who do not trust the sender."""
 
+import fcntl
+import os
+import stat
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Refused", "command", "directory", "is_text", "number", "request_name", "texts", "variables", "whole"]
+__all__ = [
+    "Refused",
+    "command",
+    "directory",
+    "is_file",
+    "is_text",
+    "number",
+    "request_name",
+    "said",
+    "texts",
+    "variables",
+    "whole",
+]
 
 _LONGEST_NAME = 64
 _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -70,6 +85,18 @@ def request_name(source: Mapping[str, Any]) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or not _NAME_LETTERS.issuperset(value):
         return "-"
     return value
+
+
+def is_file(fd: int) -> bool:
+    """Whether a descriptor that was passed is a regular file that its sender could open: O_PATH asks for no right."""
+    return stat.S_ISREG(os.fstat(fd).st_mode) and not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
+
+
+def said(value: object, most: int) -> str:
+    """What somebody who may be lying says, in at most *most* characters: it can be logged, and sent on, as it is."""
+    if not isinstance(value, str | int | float):  # what is deep enough cannot even be shown
+        return f"(a {type(value).__name__})"
+    return str(value)[:most].encode(errors="backslashreplace").decode()[:most]
 
 
 def whole(source: Mapping[str, Any], name: str, most: int, *, least: int = 1) -> int:

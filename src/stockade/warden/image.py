@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from . import kernel
 
-__all__ = ["HOME", "IDS", "UID", "Image", "ImageError", "make_host_image"]
+__all__ = ["DIRECTORIES", "HOME", "IDS", "SYSTEM", "UID", "Image", "ImageError", "make_etc", "make_host_image"]
 
 UID = 1000
 """User and group id of tenants' processes inside a sandbox."""
@@ -21,8 +21,8 @@ IDS = 65536
 """User and group ids of a sandbox."""
 HOME = "/home/user"
 
-_SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-_DIRECTORIES = {
+SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+DIRECTORIES = {
     "code": 0o755, "dev": 0o755, "etc": 0o755, "home": 0o755, "media": 0o755, "mnt": 0o755, "opt": 0o755,
     "proc": 0o555, "root": 0o700, "run": 0o755, "srv": 0o755, "sys": 0o555, "tmp": 0o1777, "usr": 0o755,
     "var": 0o755, "var/cache": 0o755, "var/lib": 0o755, "var/log": 0o755, "var/tmp": 0o1777,
@@ -98,12 +98,12 @@ def make_host_image(stage: str, host_root: str, host_paths: Iterable[str]) -> Im
     """
     lower = f"{stage}/lower"
     os.makedirs(lower)
-    for name, mode in _DIRECTORIES.items():
+    for name, mode in DIRECTORIES.items():
         os.makedirs(f"{lower}/{name}", exist_ok=True)
         os.chmod(f"{lower}/{name}", mode)
     os.symlink("/proc/self/mounts", f"{lower}/etc/mtab")
     binds = [_bind(stage, f"{host_root}/usr", "usr")]
-    for name in _SYSTEM:
+    for name in SYSTEM:
         source = f"{host_root}/{name}"
         if os.path.islink(source):  # merged /usr
             os.symlink(os.readlink(source), f"{lower}/{name}")
@@ -112,7 +112,7 @@ def make_host_image(stage: str, host_root: str, host_paths: Iterable[str]) -> Im
             binds.append(_bind(stage, source, name))
     for path in sorted(set(host_paths)):
         binds.extend(_extra(stage, lower, host_root, path))
-    _make_etc(f"{host_root}/etc", f"{lower}/etc")
+    make_etc(f"{host_root}/etc", f"{lower}/etc")
     return Image(name="host", lower=lower, binds=tuple(binds))
 
 
@@ -122,7 +122,28 @@ def _bind(stage: str, source: str, target: str) -> tuple[str, str]:
     # Recursive: where we are root only inside a user namespace, the kernel does not let us leave submounts out.
     kernel.mount(source, mounted, None, kernel.MS_BIND | kernel.MS_REC)
     kernel.set_attributes(mounted, kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV)
+    _cover(stage, mounted)
     return mounted, target
+
+
+def _cover(stage: str, mounted: str) -> None:
+    """Show what is at *mounted* by inodes that are not the host's; the pages of the files are shared all the same.
+
+    On the host's own, a watch (inotify) would tell a tenant what the host opens and executes, and a lock (flock) would
+    be one for both. Not where there are mounts below it, which an overlay would hide, nor where the kernel refuses.
+    """
+    if set(mounted) & set(":,\\ ") or _has_mounts_below(mounted):
+        return
+    empty = f"{stage}/empty"
+    os.makedirs(empty, exist_ok=True)
+    flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
+    with contextlib.suppress(OSError):
+        kernel.mount("image", mounted, "overlay", flags, f"lowerdir={mounted}:{empty},xino=off")
+
+
+def _has_mounts_below(path: str) -> bool:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        return any(line.split(" ", 5)[4].startswith(f"{path}/") for line in mounts)
 
 
 def _extra(stage: str, lower: str, host_root: str, path: str) -> list[tuple[str, str]]:
@@ -143,7 +164,7 @@ def _extra(stage: str, lower: str, host_root: str, path: str) -> list[tuple[str,
     return [_bind(stage, source, target.lstrip("/"))]
 
 
-def _make_etc(source: str, target: str) -> None:
+def make_etc(source: str, target: str) -> None:
     names = set(_ETC)
     with contextlib.suppress(OSError):
         names |= {n for n in os.listdir(source) if n.startswith(_ETC_PREFIXES)}

@@ -16,7 +16,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
@@ -44,6 +44,9 @@ __all__ = [
     "close_all_but",
     "complain",
     "die_first",
+    "end",
+    "end_all_others",
+    "errand_of",
     "find_program",
     "give_up_privileges",
     "join_groups",
@@ -138,7 +141,7 @@ class Errand:
 def run(birth: Birth, message: dict[str, Any], descriptors: list[int]) -> NoReturn:
     """Be PID 1 of a new sandbox until the process that it was told to run has ended. Never returns."""
     try:
-        errand = _errand(message, descriptors)
+        errand = errand_of(message, descriptors)
         fit_sandbox_root(disk_bytes=errand.disk_bytes, disk_inodes=errand.disk_inodes, cwd=errand.cwd)
         give_up_privileges(birth)
         os.write(birth.control, started(birth))
@@ -148,7 +151,8 @@ def run(birth: Birth, message: dict[str, Any], descriptors: list[int]) -> NoRetu
     os._exit(1)
 
 
-def _errand(message: dict[str, Any], descriptors: list[int]) -> Errand:
+def errand_of(message: dict[str, Any], descriptors: list[int]) -> Errand:
+    """Put the warden's message and its descriptors together."""
     collect = descriptors.pop() if message.pop("collect") else None
     return Errand(**message, unpack=descriptors[:-1], stdin=descriptors[-1], collect=collect)
 
@@ -158,11 +162,19 @@ def complain(birth: Birth, text: str) -> None:
         os.write(birth.control, FAILED + text.encode(errors="replace")[:_LONGEST_COMPLAINT])
 
 
-def settle(birth: Birth, *, of_template: bool = False) -> int:
+def settle(
+    birth: Birth,
+    *,
+    of_template: bool = False,
+    capabilities: frozenset[int] = ROOT_CAPABILITIES,
+    enter: Callable[[Stage, Image], int] = enter_sandbox_root,
+) -> int:
     """Build the sandbox around ourselves. The order matters; each step says why it stands where it does.
 
     Args:
         of_template: a template made us, and has done before what is alike for all that it makes.
+        capabilities: which of those over our own user namespace anything in the sandbox may ever have.
+        enter: builds the root and moves us into it.
 
     Returns a descriptor of the directory in which the kernel keeps what is changed of the image.
     """
@@ -174,12 +186,12 @@ def settle(birth: Birth, *, of_template: bool = False) -> int:
     if not of_template:
         die_first()  # while our /proc entries are still ours to write
     become_root(birth)
-    kernel.drop_bounding_set(ROOT_CAPABILITIES)
+    kernel.drop_bounding_set(capabilities)
     if not of_template:
         socket.sethostname(HOSTNAME)
     _raise_loopback()
     os.setsid()
-    return enter_sandbox_root(birth.stage, birth.image)
+    return enter(birth.stage, birth.image)
 
 
 def join_groups(birth: Birth) -> None:
@@ -282,7 +294,7 @@ def _start_tenant(birth: Birth, errand: Errand) -> int:
         # Most likely the tenant's own doing (no such program, disk full): told and counted as a shell does.
         with contextlib.suppress(OSError):
             os.write(birth.stderr, f"cannot start {errand.argv[0]}: {error}\n".encode(errors="replace"))
-        _end(birth, errand, (127 if isinstance(error, FileNotFoundError) else 126) << 8)
+        end(birth, errand, (127 if isinstance(error, FileNotFoundError) else 126) << 8)
 
 
 def find_program(name: str, env: Mapping[str, str]) -> str:
@@ -350,17 +362,17 @@ def mind(birth: Birth, errand: Errand | None, tenant: int) -> NoReturn:
         pid, status = os.wait()
         if pid == tenant:
             break
-    _end(birth, errand, status)
+    end(birth, errand, status)
 
 
-def _end(birth: Birth, errand: Errand | None, status: int) -> NoReturn:
+def end(birth: Birth, errand: Errand | None, status: int) -> NoReturn:
     """Report the wait status of the tenant's process and end, with everything that is left in the sandbox."""
     ended = time.monotonic()
     alone = _is_alone()
     disk = os.statvfs("/dev/shm")  # the same file system as everything that can be written
     collected = False
     if errand is not None and errand.collect is not None and status == 0:
-        _end_all_others()
+        end_all_others()
         try:
             bundle.collect(errand.cwd, errand.collect, errand.disk_bytes)
             collected = True
@@ -382,7 +394,8 @@ def _is_alone() -> bool:
     return False
 
 
-def _end_all_others() -> None:
+def end_all_others() -> None:
+    """End everything in the sandbox but us, and wait until it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):

@@ -15,7 +15,7 @@ from typing import Any
 
 from . import protocol
 from .cell import Cell, Host, IdRanges
-from .fields import Refused
+from .fields import Refused, said
 
 __all__ = ["Maker"]
 
@@ -51,19 +51,19 @@ class Maker:
         """How many are on order."""
         return len(self._ordered)
 
-    def order(self, purpose: object, **what: Any) -> None:
-        """Have a cell made.
+    def order(self, purpose: object, **what: Any) -> Cell:
+        """Have a cell made; it is as good as nothing until it has been delivered.
 
         Args:
             purpose: becomes `Cell.purpose`.
             what: members of the order: what shall be in the cell; empty by default.
 
         Raises:
-            Refused: no user ids, descriptors or control groups are left.
+            Refused: no user ids, descriptors or control groups are left; what shall be in it is too long to say.
             BlockingIOError: so many are on order that no more fit into the socket.
             BrokenPipeError: the maker is dead.
         """
-        self.place(purpose, self._id_ranges, what)
+        return self.place(purpose, self._id_ranges, what)
 
     def place(self, purpose: object, id_ranges: IdRanges | None, message: dict[str, Any]) -> Cell:
         """Send an order with all that the cell is to be made from."""
@@ -76,8 +76,10 @@ class Maker:
             descriptors = (*cell.kit, *cell.group.joins, *(() if cpu_stat is None else (cpu_stat,)))
             order = {"ids": cell.ids, "joins": len(cell.group.joins), **message}
             protocol.send(self.channel, order, descriptors)
-        except BaseException:
+        except BaseException as error:
             cell.free_unmade()
+            if isinstance(error, protocol.UNSENDABLE):
+                raise Refused("invalid", f"cannot make a sandbox: {error}") from error
             raise
         cell.sent()
         cell.purpose = purpose
@@ -123,7 +125,7 @@ class Maker:
             cell.discard()
         else:
             cell.free_unmade()
-        kind, why = message.get("kind", "fault"), str(message.get("error", "the maker does not say why"))
+        kind, why = message.get("kind", "fault"), said(message.get("error", "the maker does not say why"), 2000)
         return Refused(kind if kind in ("unavailable", "fault") else "fault", f"cannot make a sandbox: {why}")
 
     def abandon(self) -> None:

@@ -11,7 +11,7 @@ import socket
 from functools import partial
 from typing import NoReturn
 
-from . import init, kernel, newborn, pool, protocol, template
+from . import gvisor, init, kernel, newborn, pool, protocol, template
 from .cell import Cell, Host, IdRanges
 from .maker import Maker, end
 from .making import CELL, TEMPLATE, make
@@ -70,7 +70,7 @@ def _work(host: Host, channel: socket.socket) -> NoReturn:
             descriptors,
             stage=host.stage,
             image=host.stage.images["host"],
-            seccomp=host.seccomp,
+            seccomp=host.seccomp if order.get("wall") is None else host.seccomp_of_wall,
             own_ids=host.own_ids,
             processes_in_group=host.cgroups.pids is not None,
             title=host.title,
@@ -83,6 +83,8 @@ def _work(host: Host, channel: socket.socket) -> NoReturn:
             live = partial(newborn.live, birth)
             if recipe is not None:
                 live = partial(pool.live, birth, Recipe.of_message(recipe))
+            elif (wall := order.get("wall")) is not None:
+                live = partial(gvisor.live, birth, gvisor.Wall.of_message(wall))
             answer = make(CELL, live, order["ids"])
         if answer is None:
             os._exit(1)  # whatever happens, this process never comes back out

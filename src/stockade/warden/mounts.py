@@ -17,6 +17,7 @@ __all__ = [
     "Stage",
     "enter_sandbox_root",
     "enter_template_root",
+    "enter_wall_root",
     "fit_sandbox_root",
     "furnish_empty_disk",
     "furnish_sandbox_root",
@@ -34,10 +35,11 @@ _DEVICE_LINKS = {
 # Windows into the host that anybody may look through (Docker's list, and what else tells of other tenants). What only
 # root may open needs no mask: the host's root is nobody in a sandbox's user namespace.
 _MASKED = (
-    "acpi", "asound", "diskstats", "interrupts", "kcore", "key-users", "keys", "latency_stats", "partitions",
+    "acpi", "asound", "diskstats", "interrupts", "kcore", "key-users", "keys", "latency_stats", "locks", "partitions",
     "pressure", "sched_debug", "schedstat", "scsi", "softirqs", "swaps", "sysrq-trigger", "timer_list", "timer_stats",
 )  # fmt: skip
 _STAGE = "/tmp"  # any directory that exists: our tmpfs covers it in our namespace only
+_WALL_OPTIONS = "mode=755,size=16m,nr_inodes=128"
 _STAGE_IN_TEMPLATE = "/.stage"
 _TERMINALS = 128
 _SPARE_INODES = 48  # beyond the limit: for the directories that we make ourselves
@@ -65,6 +67,8 @@ class Stage:
     dev: str = "/dev"
     disk: str = "/sandbox"
     """Where a sandbox's disk is mounted while its root is built."""
+    wall: str = "/wall"
+    """Where the root of a cell with a second wall is built."""
 
     def below(self, top: str) -> "Stage":
         """The same, where that bare root is seen at *top*."""
@@ -73,6 +77,7 @@ class Stage:
             masked=tuple((top + source, path) for source, path in self.masked),
             dev=top + self.dev,
             disk=top + self.disk,
+            wall=top + self.wall,
         )
 
 
@@ -84,7 +89,7 @@ def make_stage(host_paths: tuple[str, ...]) -> Stage:
     kernel.unshare(kernel.CLONE_NEWNS)
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("stockade", _STAGE, "tmpfs", kernel.MS_NOSUID, "mode=755,size=64m")
-    for name in ("dev", "proc", "empty", "sandbox", "image", "old"):
+    for name in ("dev", "proc", "empty", "sandbox", "wall", "image", "old"):
         os.mkdir(f"{_STAGE}/{name}", 0o755)
     with open(f"{_STAGE}/nothing", "wb"):
         pass
@@ -155,6 +160,34 @@ def enter_sandbox_root(stage: Stage, image: Image) -> int:
     os.chdir(root)
     # Both at one place: the old root lands on top of the new one and is detached from there. See pivot_root(2).
     kernel.pivot_root(".", ".")
+    kernel.umount(".", kernel.MNT_DETACH)
+    os.chdir("/")
+    os.umask(0o022)
+    return upper
+
+
+def enter_wall_root(stage: Stage, image: Image, *, program: str) -> int:
+    """Build the root of a sandbox, below one that has gVisor and nothing else; move this process into the latter.
+
+    *program* is shown there as `/runsc`, the sandbox's root as `/tenant`; `/state` and `/bundle` are gVisor's own. Its
+    `/proc` is a whole one, for gVisor mounts one for itself; no program of a tenant's ever sees it.
+
+    Returns a descriptor of the directory in which the kernel keeps what is changed of the image.
+    """
+    root = _build_root(stage, image, UID)
+    upper = os.open(f"{stage.disk}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    kernel.mount("wall", stage.wall, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, _WALL_OPTIONS)
+    os.umask(0o077)
+    for name in ("proc", "dev", "tenant", "state", "bundle", "tmp"):
+        os.mkdir(f"{stage.wall}/{name}", 0o755)
+    with open(f"{stage.wall}/runsc", "xb"):
+        pass
+    kernel.mount(program, f"{stage.wall}/runsc", None, kernel.MS_BIND)
+    kernel.mount("proc", f"{stage.wall}/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+    kernel.mount(stage.dev, f"{stage.wall}/dev", None, kernel.MS_BIND | kernel.MS_REC)
+    kernel.mount(root, f"{stage.wall}/tenant", None, kernel.MS_BIND | kernel.MS_REC)
+    os.chdir(stage.wall)
+    kernel.pivot_root(".", ".")  # as in `enter_sandbox_root`
     kernel.umount(".", kernel.MNT_DETACH)
     os.chdir("/")
     os.umask(0o022)

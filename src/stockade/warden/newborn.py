@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from . import init, kernel, protocol, steward
 
-__all__ = ["live"]
+__all__ = ["await_message", "live"]
 
 
 def live(birth: init.Birth) -> NoReturn:
@@ -18,7 +18,7 @@ def live(birth: init.Birth) -> NoReturn:
         upper = init.settle(birth)
         kernel.seal_process_title("init", birth.title)
         os.write(birth.control, init.READY)
-        message, descriptors = _await_message(birth)
+        message, descriptors = await_message(birth)
         stay = message.get("stay")
         if stay is not None:
             steward.live(birth, steward.Stay(**stay, descriptors=descriptors, upper=upper))
@@ -29,7 +29,8 @@ def live(birth: init.Birth) -> NoReturn:
     os._exit(1)
 
 
-def _await_message(birth: init.Birth) -> tuple[dict[str, Any], list[int]]:
+def await_message(birth: init.Birth) -> tuple[dict[str, Any], list[int]]:
+    """What the warden wants of us; when it wants nothing, the process ends."""
     with socket.socket(fileno=os.dup(birth.control)) as control:
         received = protocol.receive(control)
     if received is None:

@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any
 
 from . import protocol
+from .journal import say_traceback
 
 __all__ = ["Outbox", "close_all"]
 
@@ -34,6 +35,8 @@ class Outbox:
                 protocol.send(self._channel, message, descriptors)
             except BlockingIOError:
                 return True  # it has messages to answer: there is room again when it has
+            except protocol.UNSENDABLE:  # ours to mend; were it kept, nothing behind it would ever be sent
+                say_traceback()
             except OSError:
                 return False
             self._waiting.popleft()

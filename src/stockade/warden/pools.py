@@ -9,12 +9,14 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .cell import Cell, Host, IdRanges
-from .fields import Refused
+from .cgroups import GroupLimits
+from .fields import Refused, is_text
+from .gvisor import Shape
 from .image import IDS
 from .init import FAILED, READY
 from .journal import say
@@ -22,6 +24,7 @@ from .maker import Maker
 from .mason import Mason
 from .recipe import FORK, POOL, Recipe
 from .template import CELLS
+from .walls import MEMORY_BYTES, Walls, processes_behind
 
 __all__ = ["Loop", "Pool", "Pools"]
 
@@ -42,6 +45,9 @@ _MOST_FORKS = 100_000
 _START_S = 60.0
 _TIDY_S = 0.5
 _LONGEST_COMPLAINT = 4000
+_LONGEST_SHOWN = 1000
+_MOST_WATCHED = 256
+"""Places from which a template has read modules, and which are looked at again."""
 
 
 class Loop(Protocol):
@@ -64,6 +70,8 @@ class Pool:
     recipe: Recipe | None
     announced: bool
     """Whether to be ready for it without having been asked."""
+    shape: Shape | None = None
+    """Of the empty ones behind a second wall: what the last run asked for, in the hope that so will the next."""
     waiting: deque[Any] = field(default_factory=deque)
     """Runs for which a cell is being made: the server's."""
     ready: deque[Cell] = field(default_factory=deque)
@@ -101,7 +109,7 @@ class Pool:
         """How many to keep ready."""
         if now < self.not_before:
             return 0
-        if self.recipe is not None and self.idle_s(now) > _IDLE_S:
+        if self.is_started and self.idle_s(now) > _IDLE_S:
             base = min(base, 1) if self.announced else 0
         rate = self.demand(now) / _MEMORY_S
         return min(most, base + round(2 * rate * self.making_s))
@@ -109,6 +117,16 @@ class Pool:
     @property
     def under_way(self) -> int:
         return len(self.ordered) + len(self.warming)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether something of size waits in its cells."""
+        return self.recipe is not None or self.shape is not None
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether each of its cells takes memory and a start of its own."""
+        return self.shape is not None or (self.recipe is not None and self.recipe.kind == POOL)
 
     @property
     def can_deliver(self) -> bool:
@@ -154,7 +172,7 @@ class Template:
         self.is_ready = message.get("ready") is True
         path = message.get("path")
         if isinstance(path, list):
-            self._watched = {p: self._image.state_of(p) for p in path if isinstance(p, str)}
+            self._watched = {p: self._image.state_of(p) for p in path[:_MOST_WATCHED] if is_text(p)}
 
     def is_stale(self) -> bool:
         """Whether a fresh one had better take its place: it has forked often, or the image has changed since."""
@@ -205,6 +223,9 @@ class Pools:
         self.tidy_at = math.inf
         """When `tidy` is to be called."""
         self.empty = Pool(None, announced=True)
+        self.walls = Walls(host.stage.images["host"], own_ids=host.own_ids)
+        self.walled = Pool(None, announced=False)
+        """Empty cells behind a second wall."""
         first.purpose = self.empty
         self._watch(first)
         self.empty.ready.append(first)
@@ -241,6 +262,18 @@ class Pools:
         self.empty.ask(now)
         return self.empty
 
+    def choose_walled(self, image: str, shape: Shape) -> Pool:
+        """The same, for a run behind a second wall.
+
+        Raises:
+            Refused: there is no such image, or no gVisor that works here.
+        """
+        self._demand_image(image)
+        self.walls.find()
+        self.walled.shape = shape
+        self.walled.ask(time.monotonic())
+        return self.walled
+
     def take(self, pool: Pool) -> Cell | None:
         """A cell that is ready, the caller's from now on. Its control socket stays watched until it is forgotten."""
         return pool.ready.popleft() if pool.ready else None
@@ -251,29 +284,28 @@ class Pools:
         Args:
             breath_s: time until an empty cell that was taken is replaced, while at least half of them are ready.
         """
-        if self._closed:
+        if self._closed or (pool is self.walled and pool.shape is None):
             return
         now = time.monotonic()
         maker: Maker = self._mason
-        what = {}
+        what: dict[str, Any] = {}
         self.tidy_at = min(self.tidy_at, now + _TIDY_S)
         missing = self._target(pool, now) + len(pool.waiting) - len(pool.ready) - pool.under_way
-        if pool.recipe is not None:
-            if pool.recipe.kind == FORK:
-                template = self._template(pool, now)
-                if template is None:
-                    pool.due = None
-                    return
-                maker = template.maker
-            else:
-                if pool.waiting:
-                    for cell in pool.warming:
-                        cell.group.hurry()
-                unserved = len(pool.waiting) - pool.under_way
-                missing = max(unserved, min(missing, self._startable(pool)))
-                if missing > 0 and unserved <= 0 and not self._is_due(pool, now, _BREATH_S):
-                    return
-                what = {"pool": pool.recipe.to_message()}
+        if pool.is_costly:
+            if pool.waiting:
+                for cell in pool.warming:
+                    cell.group.hurry()
+            unserved = len(pool.waiting) - pool.under_way
+            missing = max(unserved, min(missing, self._startable(pool)))
+            if missing > 0 and unserved <= 0 and not self._is_due(pool, now, _BREATH_S):
+                return
+            what = {"pool": pool.recipe.to_message()} if pool.recipe is not None else self._walled_order(pool)
+        elif pool.recipe is not None:
+            template = self._template(pool, now)
+            if template is None:
+                pool.due = None
+                return
+            maker = template.maker
         if missing <= 0:
             pool.due = None
             return
@@ -282,7 +314,9 @@ class Pools:
             return
         try:
             for _ in range(missing):
-                maker.order(pool, **what)
+                cell = maker.order(pool, **what)
+                if pool.shape is not None:
+                    cell.group.limit(self._room_of_wall())
                 pool.ordered.append(now)
         except (Refused, BlockingIOError):
             pass  # many are on order, or in use: we go on as they come in
@@ -291,7 +325,7 @@ class Pools:
 
     def tidy(self, now: float) -> None:
         """Let go what nobody asks for, and begin a fresh template where one is worn."""
-        for pool in [self.empty, *self._warm.values()]:
+        for pool in [self.empty, self.walled, *self._warm.values()]:
             target = self._target(pool, now)
             # With a margin: demand goes up and down.
             while len(pool.ready) > (target + 1 + target // 4 if target else 0):
@@ -301,25 +335,31 @@ class Pools:
                 self._lose(template.maker, f"it was not ready within {_START_S:g} s")
             elif template is not None and template.is_ready and template.is_stale():
                 self._end_template(pool)
-            if not pool.announced and pool.idle_s(now) > _IDLE_S and not pool.waiting and not pool.under_way:
+            is_idle = not pool.announced and pool.idle_s(now) > _IDLE_S and not pool.waiting and not pool.under_way
+            if is_idle and pool.recipe is not None:
                 self._remove(pool)
             else:
                 self.refill(pool)
-        more = self._host.cgroups.trim() or bool(self._warm) or len(self.empty.ready) > self._spares
-        dues = [pool.due for pool in (self.empty, *self._warm.values()) if pool.due is not None and pool.due > now]
+        more = self._host.cgroups.trim() or bool(self._warm or self.walled.ready or self.walled.under_way)
+        more = more or len(self.empty.ready) > self._spares
+        dues = [
+            pool.due
+            for pool in (self.empty, self.walled, *self._warm.values())
+            if pool.due is not None and pool.due > now
+        ]
         self.tidy_at = min([*dues, now + _TIDY_S if more else math.inf])
 
     def report(self) -> list[dict[str, Any]]:
-        """What is kept warm, for humans."""
+        """What is kept warm, for humans: of all of it together so much that it fits into an answer."""
         return [
             {
-                "command": recipe.argv,
+                "command": _shown(recipe.argv),
                 "kind": recipe.kind,
-                "preload": recipe.preload,
+                "preload": _shown(recipe.preload),
                 "ready": len(pool.ready),
                 "under_way": pool.under_way,
                 "forks": pool.template.forks if pool.template else 0,
-                "complaint": pool.complaint,
+                "complaint": pool.complaint[:_LONGEST_SHOWN],
             }
             for recipe, pool in self._warm.items()
         ]
@@ -327,7 +367,7 @@ class Pools:
     def close(self) -> None:
         """End all that nobody uses, and the makers."""
         self._closed = True
-        for pool in [*self._warm.values(), self.empty]:
+        for pool in [*self._warm.values(), self.walled, self.empty]:
             for cell in (*pool.ready, *pool.warming):
                 self._throw_away(cell)
             pool.ready.clear()
@@ -344,17 +384,26 @@ class Pools:
 
     def _target(self, pool: Pool, now: float) -> int:
         base = self._spares
-        if pool.recipe is not None and pool.recipe.kind == POOL:
+        if pool.is_costly:
             # What a template makes costs little; what is started by itself is kept only where it is in demand.
             base = int(pool.announced or len(pool.ready) > 0 or pool.demand(now) >= _LEAST_DEMAND[POOL])
         return pool.spares(now, base, self._most)
 
     def _startable(self, pool: Pool) -> int:
         """How many more of that pool may be started now: memory is bounded, and more than run at once help nobody."""
-        pools = [one for one in self._warm.values() if one.recipe is not None and one.recipe.kind == POOL]
+        pools = [one for one in (self.walled, *self._warm.values()) if one.is_costly]
         held = sum(one.each_bytes * (len(one.ready) + one.under_way) for one in pools)
         idle = self._host.processors - sum(one.under_way for one in pools)
         return min(idle, (self._memory - held) // pool.each_bytes)
+
+    def _walled_order(self, pool: Pool) -> dict[str, Any]:
+        assert pool.shape is not None
+        return {"wall": self.walls.order(pool.shape)}
+
+    def _room_of_wall(self) -> GroupLimits:
+        """Until a run's own limits come: what gVisor takes to start."""
+        cores = float(self._host.processors)
+        return GroupLimits(memory_bytes=4 * MEMORY_BYTES, processes=processes_behind(8), cpus=cores)
 
     def _is_due(self, pool: Pool, now: float, breath_s: float) -> bool:
         """Whether it is time to order; else it will be, soon."""
@@ -404,7 +453,7 @@ class Pools:
         if pool is None or pool.template is None or pool.recipe is None:
             return
         pool.failed(pool.template.complaint() or why)
-        say(f"no template for {' '.join(pool.recipe.argv)!r}: {pool.complaint}")
+        say(f"no template for {' '.join(_shown(pool.recipe.argv))!r}: {pool.complaint}")
         self._end_template(pool)
         self.empty.waiting.extend(pool.waiting)
         pool.waiting.clear()
@@ -460,7 +509,7 @@ class Pools:
             self._throw_away(cell)
         else:
             pool.warming[cell] = ordered
-            if pool.recipe is not None and pool.recipe.kind == POOL and not pool.waiting:
+            if pool.is_costly and not pool.waiting:
                 cell.group.be_patient()
 
     def _watch(self, cell: Cell) -> None:
@@ -506,3 +555,15 @@ class Pools:
     def _throw_away(self, cell: Cell) -> None:
         self._loop.forget(cell.control.fileno())
         self._loop.bury(cell)
+
+
+def _shown(words: Sequence[str]) -> list[str]:
+    """Of a list that a client wrote, what a human wants to see of it."""
+    shown: list[str] = []
+    left = _LONGEST_SHOWN
+    for word in words:
+        if left < len(word):
+            return [*shown, "…"]
+        shown.append(word)
+        left -= len(word) + 1
+    return shown

@@ -7,6 +7,8 @@ requests; answers bear the number and may come in any order.
     → {"op": "run", "id": 7, "image": "host", …}          ← {"re": 7, "ok": {…}} with output descriptors
     → {"op": "template", "id": 8, "kind": "fork", …}      ← {"re": 8, "ok": {"template": 0}}
     → {"op": "run", "id": 9, "template": 0, …}            ← {"re": 9, "ok": {…}}
+    → {"op": "wall", "id": 9}                             ← {"re": 9, "ok": {"name": "gvisor", …}}
+    → {"op": "run", "id": 10, "wall": "gvisor", …}        ← {"re": 10, "ok": {…}}
     → {"op": "cancel", "id": 7}                           (its answer is that of the run)
                                                           ← {"re": 7, "error": {"kind": …, "message": …}}
 
@@ -28,7 +30,7 @@ import os
 import socket
 from typing import Any
 
-__all__ = ["MOST_BYTES", "MOST_DESCRIPTORS", "VERSION", "ProtocolError", "memory_file", "receive", "send"]
+__all__ = ["MOST_BYTES", "MOST_DESCRIPTORS", "UNSENDABLE", "VERSION", "ProtocolError", "memory_file", "receive", "send"]
 
 VERSION = 6
 MOST_BYTES = 160 * 1024
@@ -50,8 +52,18 @@ class ProtocolError(Exception):
     """A message that is none."""
 
 
+UNSENDABLE = (ProtocolError, ValueError, RecursionError)
+"""What `send` raises for a message that no socket could take: too long, half a character, too deep."""
+
+
 def send(connection: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
-    """Send one message. Raises BlockingIOError when the socket's buffer is full, OSError when the peer is gone."""
+    """Send one message.
+
+    Raises:
+        BlockingIOError: the socket's buffer is full.
+        OSError: the peer is gone.
+        UNSENDABLE: it cannot be written as a message.
+    """
     data = _ENCODER.encode(message).encode("utf-8", "surrogateescape")
     if len(data) > MOST_BYTES:
         raise ProtocolError(f"message of {len(data)} bytes; at most {MOST_BYTES} fit")

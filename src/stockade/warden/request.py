@@ -7,6 +7,7 @@ from typing import Any
 from .fields import Refused, command, directory, number, request_name, texts, variables, whole
 from .protocol import MOST_DESCRIPTORS
 from .recipe import Recipe
+from .walls import wall_of
 
 __all__ = ["RunRequest"]
 
@@ -41,6 +42,8 @@ class RunRequest:
     """Of the warm process that may run it: its command, environment and directory are this request's own."""
     args: tuple[str, ...] = ()
     """With a recipe: what follows its command. Part of `argv` already."""
+    wall: str = ""
+    """Behind which further wall it is to run; empty for none (`walls`)."""
     name: str = "-"
     """By which the client knows it; for the log."""
 
@@ -96,6 +99,7 @@ class RunRequest:
             is_watched=is_watched,
             recipe=recipe,
             args=args,
+            wall=wall_of(message),
             name=request_name(message),
         )
 
@@ -105,6 +109,7 @@ class RunRequest:
         recipe = self.recipe
         return (
             recipe is not None
+            and not self.wall
             and not self.collect
             and self.disk_bytes == recipe.disk_bytes
             and self.disk_inodes == recipe.disk_inodes

@@ -19,6 +19,9 @@ Refuse = Callable[[Any, int, Refused], None]
 """Tells a client why its question, by its number, cannot be answered."""
 
 
+_MOST_READERS = 1024
+
+
 class Loop(Protocol):
     """The warden's loop."""
 
@@ -86,9 +89,11 @@ class Outputs:
                 log.blocked = False
                 self.watch(resident, process, log)
 
-    def _tell(self, resident: Resident, process: Process) -> None:
-        """Answer those who wait for output, where there is some."""
-        for wait in list(process.waits):
+    def _tell(self, resident: Resident, process: Process, newest: Wait | None = None) -> None:
+        """Answer those who wait for output, where there is some; *newest*: that one alone, who has only just come."""
+        for wait in list(process.waits) if newest is None else [newest]:
+            if wait not in process.waits:
+                continue  # an answer to its client has just shown that nobody is there
             assert wait.reader is not None
             position = process.position(wait.reader, wait.least)
             if position is None:
@@ -102,21 +107,28 @@ class Outputs:
                 self.drop(resident, process)
 
     def wait(self, resident: Resident, process: Process, wait: Wait) -> None:
-        """Answer once there is something to tell."""
+        """Answer once there is something to tell. Raises Refused: as many wait as there can be readers."""
+        if len(process.waits) >= _MOST_READERS:
+            raise Refused("unavailable", f"{_MOST_READERS} questions at once are too many")
         process.waits.append(wait)
-        self._tell(resident, process)
+        self._tell(resident, process, wait)
 
     @staticmethod
-    def admit(client: Any, message: dict[str, Any], process: Process) -> Reader:
-        """The reader that a message speaks for: what is there when it first comes is kept for it."""
+    def reader_of(client: Any, message: dict[str, Any]) -> tuple[tuple[Any, int], Reader]:
+        """The reader that a message speaks for, as one that has just come, and its key. Raises Refused."""
         key = (client, whole(message, "reader", 1 << 53, least=0))
+        until_closed = message.get("until_closed") is True
+        return key, Reader(at=[0, 0], most_patience_s=patience_of(message), until_closed=until_closed)
+
+    def admit(self, client: Any, message: dict[str, Any], process: Process) -> Reader:
+        """The reader that a message speaks for: what is there when it first comes is kept for it. Raises Refused."""
+        key, new = self.reader_of(client, message)
         reader = process.readers.get(key)
         if reader is None:
-            reader = process.readers[key] = Reader(
-                at=process.starts,
-                most_patience_s=patience_of(message),
-                until_closed=message.get("until_closed") is True,
-            )
+            if len(process.readers) >= _MOST_READERS:
+                raise Refused("unavailable", f"{_MOST_READERS} readers of one process are too many")
+            reader = process.readers[key] = new
+            reader.at = process.starts
         return reader
 
     def hand_out(self, wait: Wait, process: Process, position: dict[str, Any] | None = None) -> None:

@@ -38,6 +38,7 @@ _HIGHEST_ID = 65534
 _MOST_LAYERS = 127  # their names have to fit the options of one mount
 _MOST_MOUNTS = MOST_DESCRIPTORS - 3  # beside a build's layer, the layers, and the disk
 _OURS = ("", "proc", "dev", "sys")
+_DIVERT = ("port", "token", "hosts", "ports")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,8 @@ class StayRequest:
         network = message.get("network", "none")
         if network not in ("none", "outgoing"):
             raise Refused("unsupported", f"network {network!r} is not available; known: none, outgoing")
+        if message.get("wall"):
+            raise Refused("unsupported", "wall: a sandbox that lives cannot be behind a further one; runs can")
         layer = message.get("layer") is True
         if descriptors != layer:
             raise Refused("invalid", "a layer has one descriptor")
@@ -292,9 +295,11 @@ def _policy(value: object) -> Mapping[str, Any]:
     for member in ("allow_cidrs", "allow_domains", "permit_private", "refuse"):
         given = value.get(member)
         policy[member] = None if given is None else list(texts({member: given}, member, most=_MOST_RULES))
-    policy["divert"] = value.get("divert")
+    divert = value.get("divert")
     try:
-        Policy.parse(policy)  # before a sandbox is spent on it
+        Policy.parse({**policy, "divert": divert})  # before a sandbox is spent on it
     except ValueError as error:
         raise Refused("invalid", f"network: {error}") from error
+    # Its known members alone: what else there is may be anything, and has to be sent on.
+    policy["divert"] = None if divert is None else {name: divert[name] for name in _DIVERT if name in divert}
     return policy

@@ -18,7 +18,7 @@ from .agenda import Agenda
 from .cell import Cell
 from .disks import Disks, Reply
 from .egress import Egress
-from .fields import Refused, number, whole
+from .fields import Refused, is_file, number, said, whole
 from .pools import Pools
 from .resident import MAIN, Process, Resident, Wait
 from .resident_output import Answer, Loop, Outputs, Refuse
@@ -35,7 +35,9 @@ _BREATH_S = 0.02
 _BUSY_S = 0.05
 """A sandbox whose PID 1 takes no orders now is given those that must not be lost after this time."""
 _LONGEST_S = 366 * 86400.0
-_NONSENSE = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
+_MOST_QUESTIONS = 1024
+"""Clients' questions about one sandbox, or one process of it, that wait for something to tell."""
+_NONSENSE = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, Refused, TypeError, ValueError)
 """What comes of believing a message that is not as it should be, or its descriptors."""
 
 
@@ -200,7 +202,7 @@ class Residents:
         request = StayRequest.parse(message, len(descriptors)).of_user(client.uid)
         if request.name in self._all or request.name in self._arrivals:
             raise Refused("conflict", f"there is a sandbox {request.name} already")
-        if len(self._all) + len(self._arrivals) >= _MOST:
+        if len(self._all) + len(self._arrivals) >= _MOST and self._count_of(client.uid) >= _MOST:
             raise Refused("unavailable", f"{_MOST} sandboxes at once are too many")
         if request.outgoing and self._egress is None:
             raise Refused("unsupported", "this warden cannot connect sandboxes to the network")
@@ -210,7 +212,7 @@ class Residents:
         if request.disk is not None and self.uses_of(request.disk):
             raise Refused("conflict", f"disk {request.disk} is in use")
         for fd in descriptors:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            if not is_file(fd):
                 raise Refused("invalid", "a layer must be a regular file")
         pool = self._pools.choose(request.image, None)
         layer: list[int] = []
@@ -227,6 +229,12 @@ class Residents:
                 return
         pool.waiting.append(arrival)
         self._pools.refill(pool)
+
+    def _count_of(self, uid: int) -> int:
+        """How many a user has: none can take the room of another's."""
+        return sum(one.owner == uid for one in self._all.values()) + sum(
+            one.owner == uid for one in self._arrivals.values()
+        )
 
     def arrive(self, arrival: Arrival, cell: Cell) -> None:
         """A cell has been made for it."""
@@ -382,19 +390,23 @@ class Residents:
         elif "spawned" in message:
             self._spawned(resident, message, descriptors)
         elif "dialled" in message:
+            if message["dialled"] in resident.by_number:
+                raise ValueError("that is a process, which nobody dialled")
+            if descriptors and not (len(descriptors) == 1 and stat.S_ISSOCK(os.fstat(descriptors[0]).st_mode)):
+                raise ValueError("not a socket")
             wait = resident.asked.pop(message["dialled"], None)
             if wait is None:
                 return
             if descriptors:
                 self._answer(wait.client, {"re": wait.number, "ok": {}}, tuple(descriptors))
             else:
-                why = f"port not reachable: {str(message.get('refused'))[:200]}"
+                why = f"port not reachable: {said(message.get('refused'), 200)}"
                 self._refuse(wait.client, wait.number, Refused("unavailable", why))
         elif "up" in message:
             self._is_up(resident, float(message["up"]), descriptors)
         elif "failed" in message:
-            resident.failure = str(message["failed"])[:2000]
-            kind = {"ground": "conflict", "room": "unavailable"}.get(str(message.get("where")))
+            resident.failure = said(message["failed"], 2000)
+            kind = {"ground": "conflict", "room": "unavailable"}.get(said(message.get("where"), 20))
             if kind is not None:  # made so by whoever wrote to the disks
                 why = f"the sandbox cannot stand on its image, disk and volumes: {resident.failure}"
                 resident.refusal = Refused(kind, why)
@@ -460,9 +472,11 @@ class Residents:
             return
         for wait in resident.enders:
             self._answer(wait.client, {"re": wait.number, "ok": resident.info()}, ())
+        resident.enders.clear()
+        if resident.removers:
+            self._drop(resident)  # before they hear of it: it is gone then
         for wait in resident.removers:
             self._answer(wait.client, {"re": wait.number, "ok": {}}, ())
-        resident.enders.clear()
         resident.removers.clear()
         self._agenda.put(resident, time.monotonic() + resident.request.keep_s)
 
@@ -481,6 +495,7 @@ class Residents:
         request = SpawnRequest.parse(message)
         least = whole(message, "gather", 1 << 40, least=0) if "gather" in message else 0
         wait = Wait(client, message["id"], least=least, is_opening=True)
+        self._outputs.reader_of(client, message)  # refused, if at all, before there is a process
         process = resident.spawn(
             request,
             wait,
@@ -494,14 +509,17 @@ class Residents:
         process = resident.by_number.get(message["spawned"])
         if process is None:
             return
+        if process.started or process.end is not None:
+            raise ValueError("it was started before")
+        pid = whole({"pid": message.get("pid", 0)}, "pid", 1 << 22, least=0)
         wait = resident.asked.pop(process.number, None)
         if "busy" in message:
             self._outputs.drop(resident, process)
             if wait is not None:
-                self._refuse(wait.client, wait.number, Refused("unavailable", str(message["busy"])[:500]))
+                self._refuse(wait.client, wait.number, Refused("unavailable", said(message["busy"], 500)))
             return
         process.started = True
-        process.pid = int(message.get("pid", 0))
+        process.pid = pid
         if process.is_terminal and descriptors:
             if not os.isatty(descriptors[0]):
                 raise ValueError("not a terminal")
@@ -517,7 +535,7 @@ class Residents:
                 "ended_at": time.time(),
             }
             log = process.logs[0 if process.is_terminal else 1]
-            log.put(f"{str(message['refused'])[:2000]}\n".encode(errors="replace"), process.marks)
+            log.put(f"{said(message['refused'], 900)}\n".encode(), process.marks)
             if process.name == MAIN:
                 resident.main_end = process.end
         if wait is not None and wait.least:
@@ -553,7 +571,11 @@ class Residents:
         if not process.started and process.end is None:
             raise Refused("unavailable", "the process is being started")
         reader = self._outputs.admit(client, message, process)
-        self._outputs.hand_out(Wait(client, message["id"], reader), process)
+        position = process.position(reader, 1)
+        # What is there by now is told at once, so that nobody has to guess by the time it takes whether there is more.
+        # An end is told to who has read so far, and asks.
+        told = None if position is None else {**position, "end": None}
+        self._outputs.hand_out(Wait(client, message["id"], reader), process, told)
 
     def _wait(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         resident = self._find(client, message)
@@ -616,7 +638,7 @@ class Residents:
         if facts.end is not None:
             self._answer(client, {"re": message["id"], "ok": facts.info()}, ())
         else:
-            resident.processes[name].enders.append(Wait(client, message["id"]))
+            _add_question(resident.processes[name].enders, Wait(client, message["id"]))
 
     def _resize(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         process = self._find(client, message).process(name_of(message, "process"))
@@ -670,7 +692,7 @@ class Residents:
         if resident.buried is not None:
             self._answer(client, {"re": message["id"], "ok": resident.info()}, ())
         else:
-            resident.enders.append(Wait(client, message["id"]))
+            _add_question(resident.enders, Wait(client, message["id"]))
 
     def _stop(self, client: Client, message: dict[str, Any], descriptors: list[int]) -> None:
         resident = self._find(client, message)
@@ -727,7 +749,7 @@ class Residents:
             if resident.buried is None:
                 resident.request = _kept_no_longer(resident.request)
                 resident.kill("kill")
-                resident.removers.append(Wait(client, message["id"]))  # what it stood on is free only then
+                _add_question(resident.removers, Wait(client, message["id"]))  # what it stood on is free only then
                 return
             self._drop(resident)
         self._done(client, message)
@@ -744,9 +766,18 @@ class Residents:
         kind = message.get("kind", "tcp")
         if kind not in ("tcp", "udp"):
             raise Refused("invalid", "kind: must be 'tcp' or 'udp'")
+        if len(resident.asked) >= _MOST_QUESTIONS:
+            raise Refused("unavailable", f"{_MOST_QUESTIONS} questions at once are too many")
         asked = resident.next_number()
         resident.order({"do": "dial", "n": asked, "port": port_of(message), "kind": kind})
         resident.asked[asked] = Wait(client, message["id"])
+
+
+def _add_question(questions: list[Wait], one: Wait) -> None:
+    """Raises Refused: there are too many."""
+    if len(questions) >= _MOST_QUESTIONS:
+        raise Refused("unavailable", f"{_MOST_QUESTIONS} questions at once are too many")
+    questions.append(one)
 
 
 def _kept_no_longer(request: StayRequest) -> StayRequest:

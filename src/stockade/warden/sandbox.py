@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import struct
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,15 @@ from .cgroups import GroupLimits
 from .fields import Refused
 from .pools import Pool
 from .request import RunRequest
+from .walls import MEMORY_BYTES, processes_behind
 
 __all__ = ["Output", "Sandbox"]
 
 _SETUP_S = 20.0  # a sandbox that has not come up by then never will
 _LEAST_CPU_CHECK_S = 0.005
+_LEAST_SHORT_CHECK_S = 0.05
+_SHORT_CPU_S = 0.1  # a run that has used more gives way to those that have not: they are soon done
+_MOST_NEWS = 64  # messages of one PID 1 in a turn
 _SPLICE = 1 << 20
 _SPLICES_A_TURN = 8  # then the other sandboxes have theirs
 
@@ -97,6 +102,7 @@ class Sandbox:
     alone: bool = False
     """Whether PID 1 reported that nothing else is alive inside."""
     _cpu_base: tuple[int, int] = (0, 0)
+    _memory_base: int = 0
 
     def __post_init__(self) -> None:
         out, err = self.cell.outputs
@@ -115,9 +121,11 @@ class Sandbox:
             *descriptors, out, err = descriptors
             self.stdout.file, self.stderr.file = os.dup(out), os.dup(err)
         # One more process than asked for: PID 1 is ours.
-        cell.group.limit(
-            GroupLimits(memory_bytes=request.memory_bytes, processes=request.processes + 1, cpus=request.cpus)
-        )
+        memory, processes = request.memory_bytes, request.processes + 1
+        if request.wall:
+            self._memory_base = cell.group.memory_bytes()  # what gVisor has taken to start is not the tenant's
+            memory, processes = memory + self._memory_base + MEMORY_BYTES, processes_behind(processes)
+        cell.group.limit(GroupLimits(memory_bytes=memory, processes=processes, cpus=request.cpus))
         passed = list(descriptors)
         if request.collect:
             self.bundle = protocol.memory_file("bundle")
@@ -138,8 +146,8 @@ class Sandbox:
         self.cell.kill()
 
     def read_control(self) -> bool:
-        """Take the news from PID 1; False when there will be no more."""
-        while True:
+        """Take the news from PID 1; False when there will be no more, or when what it says makes no sense."""
+        for _ in range(_MOST_NEWS):
             try:
                 message = self.cell.control.recv(8192)
             except BlockingIOError:
@@ -148,16 +156,31 @@ class Sandbox:
                 return False
             if not message:
                 return False
-            kind, body = message[:1], message[1:]
-            if kind == init.STARTED:
-                (self.started,) = init.STARTED_HEAD.unpack_from(body)
-                self._cpu_base = self._parse_cpu(body[init.STARTED_HEAD.size :])
-            elif kind == init.EXITED:
-                ended, self.status, self.disk_full, self.collected, self.alone = init.STATUS.unpack(body)
-                if self.reason is None:
-                    self.ended = ended
-            elif kind in (init.FAILED, init.UNCOLLECTED) and self.failure is None:
-                self.failure = Refused("fault" if kind == init.FAILED else "invalid", body.decode(errors="replace"))
+            try:
+                self._learn(message[:1], message[1:], time.monotonic())
+            except (struct.error, LookupError, ValueError) as error:
+                self.failure = Refused("fault", f"the sandbox's first process does not make sense: {error}")
+                self.kill("setup")
+                return False
+        return True
+
+    def _learn(self, kind: bytes, body: bytes, now: float) -> None:
+        """One piece of news. No deadline is put off by what PID 1 says, nor is anything counted that was not yet.
+
+        Raises:
+            struct.error, LookupError, ValueError: it is none that an init of ours sends.
+        """
+        if kind == init.STARTED and self.started is None:
+            (at,) = init.STARTED_HEAD.unpack_from(body)
+            self._cpu_base = self._parse_cpu(body[init.STARTED_HEAD.size :])
+            self.started = at if self.began <= at <= now else now
+        elif kind == init.EXITED and self.status is None:
+            at, self.status, self.disk_full, self.collected, self.alone = init.STATUS.unpack(body)
+            if self.reason is None:
+                self.ended = at if (self.started or self.began) <= at <= now else now
+            self.cell.kill()  # it is about to end by itself; no deadline is looked at any more, should it not be
+        elif kind in (init.FAILED, init.UNCOLLECTED) and self.failure is None:
+            self.failure = Refused("fault" if kind == init.FAILED else "invalid", body.decode(errors="replace"))
 
     @staticmethod
     def _parse_cpu(text: bytes) -> tuple[int, int]:
@@ -179,10 +202,15 @@ class Sandbox:
         if now >= wall_end:
             self.kill("wall_time")
             return now + 1.0
-        left_s = self.request.cpu_s - sum(self._cpu_us()) / 1e6
+        used_s = sum(self._cpu_us()) / 1e6
+        left_s = self.request.cpu_s - used_s
         if left_s <= 0:
             self.kill("cpu_time")
             return now + 1.0
+        if used_s >= _SHORT_CPU_S:
+            self.cell.group.give_way()
+        else:
+            left_s = min(left_s, max(_LEAST_SHORT_CHECK_S, _SHORT_CPU_S - used_s))
         # It cannot use the rest up any sooner than on all processors at once.
         rate = min(self.request.cpus, self.cell.host.processors)
         return min(wall_end, now + max(_LEAST_CPU_CHECK_S, left_s / rate))
@@ -191,7 +219,16 @@ class Sandbox:
         if self.started is None:  # what is counted by then is ours, and that of the group's uses before
             return 0, 0
         user, system = self.cell.group.cpu_us()
+        # No more than there was when we first looked, whatever PID 1 says that its own work has cost.
+        self._cpu_base = min(self._cpu_base[0], user), min(self._cpu_base[1], system)
         return max(0, user - self._cpu_base[0]), max(0, system - self._cpu_base[1])
+
+    def _memory_peak(self) -> int | None:
+        peak = self.cell.group.memory_peak()
+        if peak is None or not self.request.wall:
+            return peak
+        # What gVisor takes for itself while the program runs cannot be told from what it takes for the program.
+        return min(max(0, peak - self._memory_base), self.request.memory_bytes)
 
     def finish(self) -> tuple[dict[str, Any], list[int]]:
         """What came of it, once nothing of the tenant's is alive: the answer and its descriptors."""
@@ -216,7 +253,7 @@ class Sandbox:
             "wall_s": max(0.0, (self.ended or now) - (self.started if self.started is not None else self.began)),
             "cpu_user_us": user,
             "cpu_system_us": system,
-            "memory_peak": self.cell.group.memory_peak(),
+            "memory_peak": self._memory_peak(),
             "collected": self.collected,
         }
         return answer, descriptors

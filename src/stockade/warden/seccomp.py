@@ -22,7 +22,7 @@ from typing import Final
 
 from stockade.warden.syscall_table import NUMBERS
 
-__all__ = ["ALLOWED", "ARCHITECTURES", "CHECKED", "REFUSED", "Group", "build"]
+__all__ = ["ALLOWED", "ARCHITECTURES", "CHECKED", "REFUSED", "WALL", "Group", "build"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +244,21 @@ CHECKED: Final = (
     ),
 )
 
+WALL: Final = (
+    _group(
+        "setting up",
+        "unshare mount umount2 pivot_root chroot sethostname setdomainname",
+        "gVisor puts its two processes into namespaces and roots of their own before it starts a tenant's program",
+    ),
+    _group("clone", "clone", "with any flag: the same"),
+    _group(
+        "tracing",
+        "ptrace process_vm_readv process_vm_writev",
+        "by its platform `ptrace` it stops a tenant's system calls, and reads what they point to",
+    ),
+)
+"""What is allowed beyond that where gVisor runs (`gvisor`): to itself, for a tenant's program makes no system calls."""
+
 # ── assembler ────────────────────────────────────────────────────────────────────────────────────────────────────
 # Each function returns a piece of program in which every path ends in a return, so pieces nest without labels.
 
@@ -412,20 +427,20 @@ ARCHITECTURES: Final = tuple(_AUDIT_ARCH)
 """What `build` knows, by the names of `platform.machine()`."""
 
 
-def _policy() -> dict[str, Code]:
+def _policy(*, of_wall: bool) -> dict[str, Code]:
     policy = dict(_CHECKS)
-    for groups, code in ((ALLOWED, _YES), (REFUSED, _NO)):
+    for groups, code in ((ALLOWED, _YES), (REFUSED, _NO), (WALL if of_wall else (), _YES)):
         for group in groups:
             policy.update(dict.fromkeys(group.calls, code))
     return policy
 
 
-def _segments(arch: str) -> list[tuple[int, Code]]:
+def _segments(arch: str, *, of_wall: bool) -> list[tuple[int, Code]]:
     """What to do from which number on. Numbers that mean nothing, or nothing yet, are answered with ENOSYS.
 
     x32 needs no rule of its own: its calls have bit 30 set, and so are above every known number.
     """
-    policy = _policy()
+    policy = _policy(of_wall=of_wall)
     names = {number: name for name, number in NUMBERS[arch].items()}
     segments: list[tuple[int, Code]] = []
     for number in range(max(names) + 2):
@@ -435,8 +450,11 @@ def _segments(arch: str) -> list[tuple[int, Code]]:
     return segments
 
 
-def build(arch: str | None = None) -> bytes:
+def build(arch: str | None = None, *, of_wall: bool = False) -> bytes:
     """Assemble the filter for *arch*, by default this machine's: an array of `struct sock_filter`, 8 bytes each.
+
+    Args:
+        of_wall: the one under which gVisor runs, which may do more (`WALL`), and not a tenant's program.
 
     Raises:
         ValueError: there is no filter for the architecture; it is not one of `ARCHITECTURES`.
@@ -447,7 +465,7 @@ def build(arch: str | None = None) -> bytes:
         raise ValueError(
             f"no system call filter for the architecture {arch!r}; there is one for {', '.join(ARCHITECTURES)}"
         )
-    calls = _search(_segments(arch))
+    calls = _search(_segments(arch, of_wall=of_wall))
     code = (
         (_LOAD, 0, 0, _ARCH),
         (_EQUAL, 1, 0, _AUDIT_ARCH[arch]),

@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import socket
-import stat
 import struct
 import time
 from collections import deque
@@ -24,7 +23,8 @@ from . import protocol
 from .cell import Cell, Host
 from .disks import DiskOperations, Disks
 from .egress import Egress
-from .fields import Refused, request_name
+from .fields import Refused, is_file, request_name
+from .gvisor import Shape
 from .journal import say, say_traceback
 from .mason import Mason
 from .pools import Pool, Pools
@@ -41,7 +41,10 @@ _RETRY_S = 0.05  # for groups that the kernel still held
 _LONGEST_WAIT_S = 86400.0  # epoll_wait(2) counts milliseconds in an int
 _MOST_RECIPES = 1024  # a client's
 _LONGEST_REASON = 4000  # characters
+_HIGHEST_NUMBER = 1 << 53
 _MOST_WAITING = 64  # answers that a client has not taken: what it asks for meanwhile stays in its socket
+_MOST_A_TURN = 64  # messages of one client: then the others have theirs
+_MOST_CLIENTS = 512  # a user's at once
 
 
 @dataclass(eq=False)
@@ -169,6 +172,7 @@ class Server:
             if self._is_cut_off:
                 break
             self._turn()
+        self._close_door()
         for client in list(self._clients):
             self._dismiss(client)
         self._residents.close()
@@ -178,16 +182,21 @@ class Server:
         while self._is_burying and time.monotonic() < deadline:
             self._turn()
         self._residents.close()  # what was kept of them
+
+    def _close_door(self) -> None:
+        """Let nobody in any more: who came now would be told that what lived was killed, as if on purpose."""
         if self._listener is not None:
+            self.forget(self._listener.fileno())
             self._listener.close()
+            self._listener = None
 
     @property
     def _is_cut_off(self) -> bool:
-        """Whether whoever keeps us had better start another: one that can connect sandboxes to the outside.
+        """Whether whoever keeps us had better start another: one with a way to the outside, and to the disks.
 
-        The egress process cannot be started from here, where the host's root is out of reach. What lives comes first.
+        Neither process can be started from here, where the host's root is out of reach. What lives comes first.
         """
-        is_lost = self._egress is not None and self._egress.is_lost
+        is_lost = self._disks.is_lost or (self._egress is not None and self._egress.is_lost)
         return is_lost and self._until_unused and not self._residents.living and not self._sandboxes
 
     @property
@@ -254,7 +263,7 @@ class Server:
 
     def _hear_egress(self, egress: Egress) -> None:
         for name, why in egress.hear():
-            say(f"sandbox {name} has no way out: {why}")
+            say(f"sandbox {ascii(name)[1:-1]} has no way out: {ascii(why)[1:-1]}")
         if egress.is_lost:
             self.forget(egress.channel.fileno())
             say("the egress process is dead: sandboxes have no way out until the warden is started again")
@@ -266,6 +275,8 @@ class Server:
         if disks.is_lost:
             self.forget(disks.channel.fileno())
             say("the process that keeps disks is dead: there are none until the warden is started again")
+            if self._until_unused:
+                say("that will be once no sandbox lives any more")
 
     # ── clients ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -277,7 +288,8 @@ class Server:
             self.forget(self._listener.fileno())
             self._deaf_until = time.monotonic() + _RETRY_S
             return
-        if _peer(connection) not in self._allowed_uids:
+        uid = _peer(connection)
+        if uid not in self._allowed_uids or sum(one.uid == uid for one in self._clients) >= _MOST_CLIENTS:
             connection.close()
             return
         self._welcome(connection)
@@ -293,7 +305,9 @@ class Server:
             self._flush(client)
         if client.is_behind and events & select.EPOLLHUP:
             self._dismiss(client)  # gone without having taken its answers
-        while client in self._clients and not client.is_behind:
+        for _ in range(_MOST_A_TURN):
+            if client not in self._clients or client.is_behind:
+                return
             try:
                 received = protocol.receive(client.connection)
             except BlockingIOError:
@@ -317,6 +331,8 @@ class Server:
     def _obey(self, client: _Client, message: dict[str, Any], descriptors: list[int]) -> None:
         operation = message.get("op")
         number = message.get("id", 0)
+        if type(number) is not int or abs(number) > _HIGHEST_NUMBER:
+            number = None  # an answer bears numbers only, so that it is always one that can be sent
         if operation == "run":
             try:
                 recipe = self._recipe(client, message.get("template"))
@@ -330,7 +346,7 @@ class Server:
             except Refused as refusal:
                 self._answer(client, _refusal(number, refusal))
         elif operation == "cancel":
-            if isinstance(number, int):
+            if number is not None:
                 self._cancel(client, number)
         elif operation == "hello":
             if message.get("version") != protocol.VERSION:
@@ -338,6 +354,11 @@ class Server:
                 self._answer(client, _refusal(number, other))
             else:
                 self._answer(client, {"re": number, "ok": {**self._report, "warm": self._pools.report()}})
+        elif operation == "wall":
+            try:
+                self._answer(client, {"re": number, "ok": self._pools.walls.report()})
+            except Refused as refusal:
+                self._answer(client, _refusal(number, refusal))
         elif operation == "living":
             self._answer(client, {"re": number, "ok": {"living": self._residents.living}})
         else:
@@ -363,6 +384,11 @@ class Server:
                 pass
             except OSError:
                 self._dismiss(client)
+                return
+            except protocol.UNSENDABLE as error:
+                say(f"an answer could not be sent: {ascii(str(error))[1:-1][:_LONGEST_REASON]}")
+                message, descriptors = _refusal(message["re"], Refused("fault", "the answer cannot be sent")), ()
+                self._answer(client, message)
                 return
             else:
                 return
@@ -391,6 +417,9 @@ class Server:
             except OSError:
                 self._dismiss(client)
                 return
+            except protocol.UNSENDABLE:
+                client.outbox[0] = _refusal(message["re"], Refused("fault", "the answer cannot be sent")), descriptors
+                continue
             client.outbox.popleft()
             for fd in descriptors:
                 os.close(fd)
@@ -440,7 +469,7 @@ class Server:
             raise Refused("unavailable", f"{_MOST_RUNS} runs at once are too many")
         for fd in descriptors:
             # A directory would be a way out of the sandbox, a socket or a device one into something else.
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            if not is_file(fd):
                 raise Refused("invalid", "input and bundles must be regular files")
         if request.is_watched:
             for fd in descriptors[-2:]:
@@ -449,7 +478,7 @@ class Server:
                     fcntl.fcntl(fd, fcntl.F_GET_SEALS)
                 except OSError:
                     raise Refused("invalid", "output goes to memory files only") from None
-        pool = self._pools.choose(request.image, request.recipe if request.fits_recipe else None)
+        pool = self._choose_pool(request)
         while (spare := self._pools.take(pool)) is not None:
             if self._begin(client, request, spare, descriptors):
                 self._pools.refill(pool)
@@ -464,6 +493,12 @@ class Server:
         client.waiting[request.id] = waiting
         pool.waiting.append(waiting)
         self._pools.refill(pool)
+
+    def _choose_pool(self, request: RunRequest) -> Pool:
+        if not request.wall:
+            return self._pools.choose(request.image, request.recipe if request.fits_recipe else None)
+        shape = Shape(disk_bytes=request.disk_bytes, open_files=request.open_files, stack_bytes=request.stack_bytes)
+        return self._pools.choose_walled(request.image, shape)
 
     def _supply(self, pool: Pool, cell: Cell) -> bool:
         """Give a new cell to a run, or a sandbox, that waits for it."""
@@ -620,9 +655,10 @@ def _peer(connection: socket.socket) -> int:
 
 
 def _refusal(number: object, refusal: Refused) -> dict[str, Any]:
-    """Of what the client wrote only a number comes back as it was: an answer must always be short and sendable."""
+    """Of what the client wrote only a number comes back: an answer must always be short and sendable."""
     message = str(refusal).encode(errors="backslashreplace").decode()[:_LONGEST_REASON]
-    return {"re": number if type(number) is int else None, "error": {"kind": refusal.kind, "message": message}}
+    is_number = type(number) is int and abs(number) <= _HIGHEST_NUMBER
+    return {"re": number if is_number else None, "error": {"kind": refusal.kind, "message": message}}
 
 
 def _say_why(operation: str, name: str, refusal: Refused) -> None:

@@ -5,4 +5,4 @@ from stockade.backends.native.backend import NativeBackend
 
 __all__ = ["NativeBackend", "backend"]
 
-backend = BackendPlugin(name="native", make=NativeBackend)
+backend = BackendPlugin(name="native", make=NativeBackend, has_warden=True)

@@ -3,7 +3,7 @@
 import asyncio
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stockade.backends.base import BackendOptions, Feature, Glimpse, Report, SandboxSpec, Warm
@@ -63,8 +63,14 @@ class MemoryGlimpse:
 class NativeBackend:
     """Satisfies `stockade.backends.base.Backend`; a lost warden is replaced at the next call."""
 
-    def __init__(self, options: BackendOptions) -> None:
+    def __init__(self, options: BackendOptions, *, wall: str = "") -> None:
+        """Make sandboxes with the warden that *options* lead to.
+
+        Args:
+            wall: behind which further wall runs are (`stockade.warden.walls`); empty for none.
+        """
         self._options = options
+        self._wall = wall
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
@@ -98,6 +104,8 @@ class NativeBackend:
             fresh = Connection(await connect_or_launch(self._options))
             try:
                 self._demand(_report(await self._hello(fresh)))
+                if self._wall:  # a warden that has never heard of walls would run without one
+                    await self._look_at_wall(fresh)
                 for sandbox, process in self._announced:
                     await fresh.template(sandbox, process, announce=True)
             except BaseException:
@@ -153,7 +161,11 @@ class NativeBackend:
                 "output_bytes": limits.output_bytes,
             },
         }
-        template = await connection.template(sandbox, process)
+        template = None
+        if self._wall:
+            message["wall"] = self._wall
+        else:
+            template = await connection.template(sandbox, process)
         if template is not None:
             message["template"] = template
             message["args"] = process.args
@@ -181,7 +193,7 @@ class NativeBackend:
             passed.append(own[-1])
             if watched is not None:
                 for _ in range(2):
-                    own.append(protocol.memory_file("output"))
+                    own.append(_memory_file("output"))
                     passed.append(own[-1])
                 glimpse = MemoryGlimpse(passed[-2], passed[-1])
                 watched(glimpse)
@@ -198,11 +210,28 @@ class NativeBackend:
             close_all(fds)
 
     async def warm(self, sandbox: SandboxSpec, process: ProcessSpec) -> None:
-        """See `Backend.warm`."""
+        """See `Backend.warm`; behind a further wall there are no templates."""
+        if self._wall:
+            return
         connection = await self._connected()
         if (sandbox, process) not in self._announced:
             self._announced.append((sandbox, process))
         await connection.template(sandbox, process, announce=True)
+
+    async def wall(self) -> Mapping[str, str]:
+        """What the warden knows of the further wall: its version, how it works, …
+
+        Raises:
+            Unsupported: this warden cannot have one.
+            Unavailable: there is none on this host; the message says what to do.
+        """
+        return await self._look_at_wall(await self._connected())
+
+    async def _look_at_wall(self, connection: Connection) -> Mapping[str, str]:
+        answer, _ = await connection.ask({"op": "wall"}, (), ANSWER_WITHIN_S)
+        if "error" in answer:
+            raise error_of(answer["error"])
+        return {str(name): str(fact) for name, fact in answer["ok"].items()}
 
     async def report(self) -> Report:
         """See `Backend.report`."""
@@ -231,14 +260,29 @@ class NativeBackend:
                 self._connection = None
 
 
+def _memory_file(name: str) -> int:
+    try:
+        return protocol.memory_file(name)
+    except OSError as error:
+        raise _no_room(error) from error
+
+
+def _no_room(error: OSError) -> Unavailable:
+    """Nothing is wrong with the run, nor with us: a job waits for its turn, and a client is told to come again."""
+    return Unavailable(f"there is no room for the input and output of a run: {error.strerror}")
+
+
 def _filled(name: str, pieces: list[bytes]) -> int:
     """A memory file with that content, its position at the start."""
-    fd = protocol.memory_file(name)
+    fd = _memory_file(name)
     try:
         for piece in pieces:
             view = memoryview(piece)
             while view:
-                view = view[os.write(fd, view) :]
+                try:
+                    view = view[os.write(fd, view) :]
+                except OSError as error:
+                    raise _no_room(error) from error
         os.lseek(fd, 0, os.SEEK_SET)
         # The program gets its standard input by this descriptor, and so could write there.
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections import deque
 from typing import Any, TypeAlias
@@ -156,6 +157,10 @@ class Connection:
             except UnicodeEncodeError as error:
                 raise Invalid(f"arguments and environment must be text that UTF-8 can write: {error}") from error
             except OSError as error:
+                if error.errno == errno.ETOOMANYREFS:
+                    # unix(7): more descriptors of this user's are on their way than a process may have open. Nothing of
+                    # this message was sent, so what is under way needs not be lost with it.
+                    raise Unavailable("too many descriptors are on their way to wardens") from error
                 self._lose(f"the warden is gone: {error.strerror}")
 
     async def _until_writable(self) -> None:

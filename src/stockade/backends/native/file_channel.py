@@ -36,7 +36,9 @@ _KINDS: dict[str, Callable[[str], StockadeError]] = {
 _NUMBERS = {name: number for number, name in errno.errorcode.items()}
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]")
 _LONG = 64 << 10
-"""Bytes after whose transfer everybody else gets a turn of the event loop."""
+"""Bytes after whose transfer everybody else gets a turn of the event loop, ..."""
+_FRAMES_A_TURN = 64
+"""... and frames, however small: an agent that sends enough of nothing would never be waited for."""
 
 _Item = TypeVar("_Item")
 
@@ -60,6 +62,7 @@ class FileChannel:
         """What of the buffer has arrived and was not taken yet."""
         self._is_open = True
         self._is_waited_for = False
+        self._frames = 0
 
     def close(self) -> None:
         """Hang up. Idempotent. Whoever waits for the agent at this moment gets an Unavailable."""
@@ -178,10 +181,13 @@ class FileChannel:
         body = self._object(await self._exactly(length))
         if kind == wire.END:
             return body
-        make = _KINDS.get(str(body.get("kind")), Unavailable)
-        error = make(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(body.get("message", "")))[:2000])
+        named, numbered = body.get("kind"), body.get("errno")
+        make = _KINDS.get(named, Unavailable) if isinstance(named, str) else Unavailable
+        said = body.get("message")
+        message = said[:2000] if isinstance(said, str) else ""
+        error = make(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", message))
         # The number is what a dialect words the error by whose clients look for the C library's words.
-        number = _NUMBERS.get(str(body.get("errno")))
+        number = _NUMBERS.get(numbered) if isinstance(numbered, str) else None
         raise error from (None if number is None else OSError(number, os.strerror(number)))
 
     def count(self, body: dict[str, Any], name: str) -> int:
@@ -221,6 +227,9 @@ class FileChannel:
         """The next frame that says something: its kind and the length of its body."""
         while True:
             kind, length = wire.FRAME.unpack(await self._exactly(wire.FRAME.size))
+            self._frames += 1
+            if not self._frames % _FRAMES_A_TURN:
+                await asyncio.sleep(0)
             if length > (wire.MOST_DATA if kind == wire.DATA else wire.MOST_TEXT):
                 self.give_up("it says too much at once")
             if kind != wire.ALIVE:

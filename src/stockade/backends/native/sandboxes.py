@@ -242,7 +242,10 @@ class NativeSandboxes:
             files = NativeFiles(idle, place=place)
             if await files.is_awake():
                 return files
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            raise Unavailable(f"the files of sandbox {name} cannot be reached: {error.strerror}") from error
         try:
             await self._ask({"op": "agent", "sandbox": name, "user": user}, (theirs.fileno(),))
         except BaseException:

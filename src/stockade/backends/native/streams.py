@@ -132,6 +132,8 @@ class NativeStreams:
         """No mark before this one is about what will be read next."""
         self._end: ProcessEnd | None = None
         self._is_closed = False
+        self._is_new = facts["position"] is not None
+        """Whether nothing has been read since we were told what there is."""
         if facts["position"] is not None:
             self._note(facts["position"])
 
@@ -140,7 +142,10 @@ class NativeStreams:
         asked = [stdout_at, stderr_at]
         has_some = any(a < end for a, end in zip(asked, self._ends, strict=True))
         is_at_end = self._end is not None and asked == self._ends
-        if not ((has_some or is_at_end) and all(a >= kept for a, kept in zip(asked, self._at, strict=True))):
+        # Who begins is given what was kept when it came; who goes back may be given more than that.
+        is_kept = self._is_new or all(a >= kept for a, kept in zip(asked, self._at, strict=True))
+        self._is_new = False
+        if not ((has_some or is_at_end) and is_kept):
             await self._ask(asked, least)
         if any(a < before for a, before in zip(asked, self._asked, strict=True)):
             self._next_mark = 0  # somebody goes back
