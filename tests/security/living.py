@@ -2,12 +2,12 @@
 
 import asyncio
 import itertools
-import re
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 
 import anyio
 
 from stockade.attacks import LIMITS, Attack, Bait, Ending, Judgement, Verdict, judge
+from stockade.attacks.given import GIVEN, is_given
 from stockade.backends.sandboxing import MAIN, LiveExec, LiveSpec, OutputSlice, Sandboxing
 from stockade.model import Network, NetworkMode, Outcome, TerminalSize
 from tests.backends.living import ENV
@@ -24,42 +24,6 @@ _names = itertools.count(1)
 Ways = frozenset[str]
 """How a program is started: `root`, `terminal`, `outgoing`, or none of them; `ordinary`: whose warden it is."""
 
-# By name of the attack: what it may say that it has reached, since a sandbox that lives is meant to give just that.
-_GIVEN: Mapping[str, Mapping[str, str]] = {
-    "": {
-        # Of no use to a process that has no capability and can gain none (`no-new-privileges`).
-        "capability-bounds": "0x4fb",
-        "own-everything": "(ch(own|mod) (/|/etc)(; |$))+",
-        # No limit ends a process that prints without end: its log is a ring.
-        "output-flood": "exited 0|wall_time 137",
-        "output-flood-stderr": r"(exited 0|wall_time 137)(; \x00+)?",
-        "output-endless-line": "exited 0|wall_time 137",
-        # Of its many children one after the other is killed, not all with the first: that takes its time.
-        "memory-by-children": "wall_time 137",
-    },
-    "root": {
-        "capabilities": r"\{'CapPrm': '00000000000004fb', 'CapEff': '00000000000004fb'\}",
-        "become-root": "setgroups; setuid 65534; setuid 1",
-        "groups": r"groups \[\]",
-        "own-everything": "(ch(own|mod) (/|/etc)(; |$)|give a file to root)+",
-    },
-    # All belongs to the one user there is, in a copy of the sandbox's own, and process 1 is that user, too.
-    "ordinary": {
-        "write-system": "write /etc/passwd; write /etc/ld.so.cache",
-        "hard-links": "/etc/passwd",
-        "identity": "uid 1000 inside, 0 outside",
-        "own-everything": "(ch(own|mod) (/|/etc|/etc/passwd)(; |$))+",
-        "starve-init": "the run reports signaled 137, the program exited with status 37",
-    },
-    "terminal": {"standard-streams": "(/dev/pts/0(; |$))+", "terminal": "controlling terminal"},
-    "outgoing": {"name-service": "name server 10.0.2.3", "listening-sockets-seen": "tcp: 2; udp: 1"},
-}
-
-
-def is_given(judgement: Judgement, ways: Ways) -> bool:
-    allowed = [given[judgement.attack.name] for way in ("", *ways) if judgement.attack.name in (given := _GIVEN[way])]
-    return any(re.fullmatch(pattern, judgement.evidence) for pattern in allowed)
-
 
 async def escapes(
     sandboxing: Sandboxing, attacks: Iterable[Attack], bait: Bait, ways: Ways = frozenset(), *, lifetime_s: float = 4.0
@@ -75,7 +39,7 @@ async def escapes(
     return [
         f"{one.attack.group}:{one.attack.name}: {one.verdict}: {one.evidence}"
         for one in judgements
-        if one.verdict is not Verdict.CONTAINED and not is_given(one, ways)
+        if one.verdict is not Verdict.CONTAINED and not is_given(one, ways | {"live"})
     ]
 
 
@@ -84,7 +48,7 @@ async def judged(sandboxing: Sandboxing, attack: Attack, bait: Bait, ways: Ways,
 
     *lifetime_s* is for those that end by it; others have as long as they need, however busy the host is.
     """
-    if not attack.accept & TIME and "wall_time" not in _GIVEN[""].get(attack.name, ""):
+    if not attack.accept & TIME and "wall_time" not in GIVEN["live"].get(attack.name, ""):
         lifetime_s = max(lifetime_s, WITHIN_S)
     for step in attack.steps:
         ending = await _run(sandboxing, step.encode(), b"x" * attack.stdin_bytes or bait.stdin, ways, lifetime_s)

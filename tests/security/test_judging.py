@@ -80,6 +80,18 @@ def test_a_forged_status_is_an_escape() -> None:
     assert judge(named("forged-result"), ending(Outcome.SIGNALED, said, None)).verdict is Verdict.UNCLEAR
 
 
+def test_a_status_that_stands_for_an_accepted_signal_is_no_forgery() -> None:
+    attack = named("template-kill-all")
+    said = b"CONTAINED only this run\n"
+    assert judge(attack, ending(Outcome.SIGNALED, said, 137)).verdict is Verdict.CONTAINED
+    assert judge(attack, ending(Outcome.EXITED, said, 137)).verdict is Verdict.ESCAPED
+
+
+def test_two_baits_may_be_out_at_once() -> None:
+    with Bait() as one, Bait() as other:
+        assert one.facts["busy"] != other.facts["busy"]
+
+
 def test_bait_notices_who_comes() -> None:
     with Bait() as bait:
         assert bait.visitors() == ()

@@ -14,7 +14,7 @@ from tests.security.host import wait_until_clean
 from tests.security.living import escapes
 
 pytestmark = pytest.mark.anyio
-GROUPS = ("files", "kernel", "network", "privileges", "processes")
+GROUPS = ("files", "forgery", "kernel", "network", "privileges", "processes", "races", "reuse")
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's warden has one user id and few limits")
 
 

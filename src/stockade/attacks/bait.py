@@ -6,11 +6,13 @@ remembers who came.
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import secrets
 import socket
 import tempfile
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,10 +22,15 @@ __all__ = ["Bait"]
 _IPC_RMID: Final = 0
 _IPC_CREAT: Final = 0o1000
 _BACKLOG: Final = 64
+_PROGRAMS: Final = ("env", "id", "true", "false", "sleep", "expr", "nproc", "tty", "yes", "comm", "join", "tsort")
+"""In /usr/bin, where every Linux has them, and every image that is made of a host shows them."""
+_AGAIN_S: Final = 0.02
+_JOIN_S: Final = 5.0
 
 
 class Bait:
-    """A loopback listener, sockets with and without a file, a readable file, shared memory and an environment variable.
+    """A loopback listener, sockets with and without a file, a readable file, shared memory, an environment variable,
+    and a program of the host that somebody uses: it is locked, and opened again and again.
 
     Use as a context manager; all of it is gone afterwards.
     """
@@ -81,6 +88,7 @@ class Bait:
         os.environ["STOCKADE_BAIT"] = self._canary
         stack.callback(os.environ.pop, "STOCKADE_BAIT", None)
         self._facts = {
+            "busy": self._use(stack),
             "abstract": abstract,
             "canary": self._canary,
             "file": str(file),
@@ -92,12 +100,41 @@ class Bait:
             "unix": str(directory / "socket"),
         }
 
+    def _use(self, stack: contextlib.ExitStack) -> str:
+        """Have a program locked and opened, as the host's own work might. Returns its path."""
+        path = _lock(stack)
+        over = threading.Event()
+
+        def keep_opening() -> None:
+            while not over.wait(_AGAIN_S):
+                with open(path, "rb") as again:
+                    again.read(1)
+
+        thread = threading.Thread(target=keep_opening, name="bait", daemon=True)
+        thread.start()
+        stack.callback(thread.join, _JOIN_S)
+        stack.callback(over.set)
+        return path
+
     def _listen(self, stack: contextlib.ExitStack, name: str, family: int, address: tuple[str, int] | str) -> None:
         listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
         listener.setblocking(False)
         listener.bind(address)
         listener.listen(_BACKLOG)
         self._listeners[name] = listener
+
+
+def _lock(stack: contextlib.ExitStack) -> str:
+    """Lock a program that nobody else has locked: somebody else's bait may be out at the same time."""
+    for name in _PROGRAMS:
+        path = f"/usr/bin/{name}"
+        try:
+            file = stack.enter_context(open(path, "rb"))  # noqa: SIM115  # the stack closes it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # locked, or not on this host
+            continue
+        return path
+    raise OSError(f"none of {', '.join(_PROGRAMS)} in /usr/bin can be locked: they are the bait")
 
 
 def _make_segment(stack: contextlib.ExitStack) -> int:

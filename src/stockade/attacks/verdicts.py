@@ -51,7 +51,11 @@ def judge(attack: Attack, ending: Ending) -> Judgement:
     escapes = [evidence for word, evidence in said if word == b"ESCAPED"]
     if escapes:
         return _judgement(attack, Verdict.ESCAPED, escapes[-1].decode(errors="replace"))
-    if attack.exit_code is not None and ending.exit_code not in (None, attack.exit_code):
+    if (
+        attack.exit_code not in (None, ending.exit_code)
+        and ending.exit_code is not None
+        and not _is_accepted(attack, ending)
+    ):
         return _judgement(
             attack,
             Verdict.ESCAPED,
@@ -63,6 +67,11 @@ def judge(attack: Attack, ending: Ending) -> Judgement:
         return _judgement(attack, Verdict.CONTAINED, f"ended: {_ended(ending)}")
     complaint = ending.stderr.decode(errors="replace").strip().rpartition("\n")[2]
     return _judgement(attack, Verdict.UNCLEAR, f"{_ended(ending)}; {complaint}".rstrip("; "))
+
+
+def _is_accepted(attack: Attack, ending: Ending) -> bool:
+    """Whether something else than the program's own exit ended it, as it may: the status is then another's word."""
+    return ending.outcome in attack.accept and ending.outcome is not Outcome.EXITED
 
 
 def _judgement(attack: Attack, verdict: Verdict, evidence: str) -> Judgement:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stockade import __version__
+from stockade.cli.attack_options import AttackKey, AttackUrl, BackendName, Groups, Only, Ways, asked_for
 from stockade.cli.options import AsJson, ConfigFile, DataDir
 from stockade.errors import StockadeError
 
@@ -110,15 +111,42 @@ def _texts(value: object) -> list[str]:
     return [str(one) for one in value] if isinstance(value, list) else []
 
 
-def doctor(as_json: AsJson = False, data_dir: DataDir = None, config: ConfigFile = None) -> None:
+def doctor(
+    attack: Annotated[
+        bool,
+        typer.Option("--attack", help="Try the corpus of hostile programs here, through every way in. Takes minutes."),
+    ] = False,
+    way: Ways = None,
+    group: Groups = None,
+    only: Only = None,
+    backend_name: BackendName = None,
+    url: AttackUrl = None,
+    api_key: AttackKey = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+) -> None:
     """Tell what this machine enforces, what it cannot, and how to mend it; of a running server, what is kept warm.
 
     The exit status is 1 when something is missing that the configuration does not allow to go without.
+
+    With `--attack`: try to break out. A server of its own is started, on a loopback port and in a directory that is
+    gone afterwards, whose sandboxes are made as the configuration says. The exit status is 1 unless everything was
+    contained.
     """
     from stockade.app.engine import load_languages, make_backend, prepare_data_dir
     from stockade.config import load
 
     loaded = load(file=config, options={"data_dir": data_dir})
+    asked = asked_for(
+        way=way, group=group, only=only, backend=backend_name, url=url, api_key=api_key, as_json=as_json, attack=attack
+    )
+    if asked is not None:
+        from stockade.cli.attack import attack as attack_now
+
+        if asked.server is None:
+            prepare_data_dir(loaded.data_dir)
+        raise typer.Exit(attack_now(loaded, asked))
     prepare_data_dir(loaded.data_dir)
     running = _running_warden(loaded)
     backend = make_backend(loaded, load_languages(loaded), embedded=running is None, warden_socket=running)
