@@ -37,6 +37,9 @@ class Wire(asyncio.Transport):
     def resume_reading(self) -> None:
         pass
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
 
 async def answered(sent: bytes, *parts: bytes, pause: bool = False) -> Wire:
     """What goes over the wire to a client that has *sent* a request to an application which answers in *parts*."""

@@ -120,3 +120,26 @@ async def test_a_crash_is_answered_without_its_message(capfd: pytest.CaptureFixt
         answer = await client.get("/crash")
     assert answer.status_code == 500
     assert "a secret" not in answer.text
+
+
+@pytest.mark.anyio
+async def test_what_a_page_asks_for_without_an_origin_is_refused_where_no_key_is_needed() -> None:
+    """As `no-cors` requests are: pictures, scripts, and what a script sends without wishing to read the answer."""
+    for site in ("cross-site", "same-site"):
+        headers = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors"}
+        async with guarded() as client:
+            assert (await client.post("/", headers=headers)).status_code == 403
+            # By a link one may come.
+            assert (await client.post("/", headers={**headers, "sec-fetch-mode": "navigate"})).status_code == 200
+        async with guarded(open_access=False) as client:
+            assert (await client.post("/", headers=headers)).status_code == 200
+    async with guarded() as client:
+        own = {"sec-fetch-site": "same-origin", "sec-fetch-mode": "cors"}
+        assert (await client.post("/", headers=own)).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_who_waits_to_be_told_to_go_on_is_refused_at_once() -> None:
+    async with guarded() as client:
+        answer = await client.post("/", headers={"expect": "100-continue", "content-length": "999"}, content=b"")
+        assert answer.status_code == 413

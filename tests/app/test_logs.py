@@ -1,5 +1,7 @@
 """Logs are events with fields and hold nothing of a tenant's."""
 
+import asyncio
+import gc
 import io
 import json
 import logging
@@ -57,3 +59,26 @@ def test_an_error_is_logged_by_type_and_place_and_not_by_message() -> None:
         assert event["error"] == "ValueError"
         assert "test_logs.py" in event["trace"][-1]
         assert "tenant" not in line
+
+
+def test_a_task_that_nobody_awaited_is_logged_without_what_it_failed_of() -> None:
+    """The event loop's own words show the error, and a callback's arguments."""
+    stream, _ = _written(LogConfig(format="json"))
+
+    async def fail(text: str) -> None:
+        raise ValueError(text)
+
+    def call(text: str) -> None:
+        raise ValueError(text)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(fail("of a tenant's"))
+        asyncio.get_running_loop().call_soon(call, "of a tenant's")
+        await asyncio.wait([task])
+        del task
+        gc.collect()
+
+    asyncio.run(main())
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [event["error"] for event in events] == ["ValueError", "ValueError"]
+    assert "tenant" not in stream.getvalue()

@@ -9,7 +9,7 @@ import pytest
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities to give up")
 
 PROGRAM = """
-import os, sys
+import ctypes, os, sys
 from pathlib import Path
 from stockade.app import privileges
 privileges.drop(privileges.find_user(sys.argv[1]) if sys.argv[1:] else None)
@@ -17,6 +17,7 @@ status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text
 sets = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 print(*(int(status[name], 16) for name in sets), status["NoNewPrivs"].strip())
 print(os.getresuid(), os.getresgid())
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
 """
 
 
@@ -30,6 +31,10 @@ def _run(*args: str) -> list[str]:
 @root_only
 def test_no_capability_is_left_and_none_can_be_gained() -> None:
     assert _run()[0] == "0 0 0 0 0 1"
+
+
+def test_no_core_file_is_made_of_it_and_nobody_looks_into_it() -> None:
+    assert _run()[-1] == "0"
 
 
 @root_only

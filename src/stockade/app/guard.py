@@ -27,13 +27,19 @@ _SECURITY: Headers = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
+    # Pages of others may not load it as a picture or a script either, and find out by that what it is.
+    (b"cross-origin-resource-policy", b"same-origin"),
 ]
-_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_POLICY: Headers = [(b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")]
 # Swagger UI starts itself by an inline script and sets styles inline; all else comes from this server.
 _INLINE = (
     b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 )
-_DOCS_POLICY = (b"content-security-policy", _INLINE + b"; frame-ancestors 'none'")
+_DOCS_POLICY: Headers = [
+    (b"content-security-policy", _INLINE + b"; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +108,7 @@ class Guard:
                 given = message.get("headers", ())
                 # Pages of ours say themselves what they may load, and to whom they say where they come from.
                 named = {name for name, _ in given}
-                message["headers"] = [*given, *(one for one in (*_SECURITY, policy) if one[0] not in named)]
+                message["headers"] = [*given, *(one for one in (*_SECURITY, *policy) if one[0] not in named)]
             await send(message)
 
         async def guarded_receive() -> Message:
@@ -133,8 +139,8 @@ class Guard:
                 log.error("request.crashed", method=scope["method"], path=_route(scope), exc_info=error)
                 refusal = Refusal(status=500, error="Internal error", message="the server's log has details")
         if refusal is not None and not started:
-            if refusal.status == 413:
-                await discard_body(receive)
+            if refusal.status == 413 and headers.get(b"expect", b"").lower() != b"100-continue":
+                await discard_body(receive)  # who waits for our word sends none
             await _answer(refusal, guarded_send)
 
     def _refuse(self, headers: dict[bytes, bytes]) -> Refusal | None:
@@ -145,14 +151,25 @@ class Guard:
                 error="Unknown host",
                 message="this server does not answer to the name in the Host header; server.trusted_hosts adds names",
             )
-        origin = headers.get(b"origin")
-        if self.open_access and origin is not None and not self._same_origin(origin.decode("latin-1").lower(), host):
+        if self.open_access and self._is_of_another_page(headers, host):
             return Refusal(
                 status=403,
                 error="Origin not allowed",
                 message="web pages of other origins may not use this server; server.cors_allowed_origins adds origins",
             )
         return None
+
+    def _is_of_another_page(self, headers: dict[bytes, bytes], host: str) -> bool:
+        """Whether a browser sent it for a page that is none of ours and none that may.
+
+        What is no browser says nothing of that.
+        """
+        origin = headers.get(b"origin")
+        if origin is not None:
+            return not self._same_origin(origin.decode("latin-1").lower(), host)
+        # Pictures, scripts and the like are asked for without an origin; by a link one may come (W3C Fetch Metadata).
+        site, mode = headers.get(b"sec-fetch-site", b"none"), headers.get(b"sec-fetch-mode", b"navigate")
+        return site in (b"cross-site", b"same-site") and mode != b"navigate" and not self.origins
 
     def _same_origin(self, origin: str, host: str) -> bool:
         try:

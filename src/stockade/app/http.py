@@ -223,15 +223,20 @@ def _add_metrics(app: FastAPI, parts: Parts, *, open_access: bool) -> None:
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def metrics(request: Request) -> Response:
-        if not public and not await _has_key(request, parts.keys):
-            raise errors.Denied("metrics need an API key here: X-API-Key, or Authorization: Bearer")
+        if not public:
+            await _demand_operator(request, parts.keys)
         return Response(generate_latest(parts.registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
-async def _has_key(request: Request, keys: KeyVerifier) -> bool:
+async def _demand_operator(request: Request, keys: KeyVerifier) -> None:
+    """Refuse who has none of the operator's keys: what is counted is of all accounts together."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     presented = request.headers.get("x-api-key", "") or (token.strip() if scheme.lower() == "bearer" else "")
-    return await keys.verify(presented) is not None
+    actor = await keys.verify(presented)
+    if actor is None:
+        raise errors.Denied("metrics need an API key of the operator's here: X-API-Key, or Authorization: Bearer")
+    if not actor.is_admin:
+        raise HTTPException(403, "metrics are of all accounts together: they need an API key of the operator's")
 
 
 def _add_errors(app: FastAPI, refusal: Callable[[int], Response | None] | None) -> None:

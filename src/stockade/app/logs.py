@@ -1,6 +1,7 @@
 """Logs: events with fields, on standard error. Never code, output or keys."""
 
 import logging
+import re
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -42,12 +43,22 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[_of_loop, *shared],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
     # Others' events are for trouble only; what happens in the normal course is told by our own.
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+
+
+def _of_loop(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":
+    """Keep what the event loop says of a task that failed, or of a callback, and leave out what it shows of them: the
+    error's message and the arguments may quote what a client sent.
+    """
+    record = event.get("_record")
+    if isinstance(record, logging.LogRecord) and record.name == "asyncio":
+        event["event"] = re.split(r"[\n<({\[]", str(event.get("event", "")), maxsplit=1)[0].strip()
+    return event
 
 
 def _of_span(_logger: "WrappedLogger", _method: str, event: "EventDict") -> "EventDict":

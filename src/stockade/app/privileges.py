@@ -15,6 +15,7 @@ from stockade.errors import Fault, Invalid
 __all__ = ["drop", "find_user"]
 
 # linux/prctl.h
+_PR_SET_DUMPABLE = 4
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
@@ -43,7 +44,8 @@ def find_user(name: str) -> pwd.struct_passwd:
 
 
 def drop(user: pwd.struct_passwd | None = None) -> None:
-    """Give up all capabilities, the bounding set and the right to gain any by exec; become *user*.
+    """Give up all capabilities, the bounding set and the right to gain any by exec; become *user*; let no other process
+    look into this one, nor a core file be made of it.
 
     Capabilities belong to threads and the calls below change the calling one only, so no other thread may run
     yet; later ones inherit.
@@ -73,6 +75,9 @@ def drop(user: pwd.struct_passwd | None = None) -> None:
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     check(libc.capset(header, bytes(2 * 3 * 4)), "capset")
     check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    # Our memory and environment hold keys: no core file has them, no program that collects those, and no other process
+    # of our user reads them. Last, for a change of the user sets it to what the host says (fs.suid_dumpable).
+    check(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "not dumpable")
     _verify()
 
 

@@ -262,6 +262,12 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _most_connections(config: Config) -> int:
+    """What runs and streams need of the descriptors must be left when clients have taken theirs."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return config.server.max_connections if soft < 0 else min(config.server.max_connections, max(16, soft // 2))
+
+
 def _freeze() -> None:
     """Take what there is now out of the garbage collector's sight: it stays, and looking through it again and again
     stops every request for tens of milliseconds.
@@ -297,7 +303,7 @@ async def _end_sandboxes(sandboxes: Sandboxes, stop: "_Stop") -> None:
 def _uvicorn_config(config: Config, app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=connection(config.server.body_timeout_s),
+        http=connection(config.server.body_timeout_s, _most_connections(config)),
         **WebSocketConnection.settings(),
         lifespan="off",
         log_config=None,

@@ -31,6 +31,9 @@ __all__ = [
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 DISCARD_TIMEOUT_S = 5.0
 
+MOST_DIGITS = 100
+"""Of an integer: with more than 308, arithmetic with floating-point numbers raises OverflowError."""
+_LONG_INTEGER = re.compile(rf"[0-9]{{{MOST_DIGITS + 1}}}")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -184,7 +187,7 @@ async def discard_body(receive: Receive) -> None:
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
-    """The JSON object in *raw*: UTF-8, no duplicate keys, finite numbers, no lone surrogates.
+    """The JSON object in *raw*: UTF-8, no duplicate keys, numbers that can be reckoned with, no lone surrogates.
 
     Raises:
         NotJson: it is anything else.
@@ -193,7 +196,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         text = raw.decode()
         # RecursionError: nested deeper than the interpreter's stack. ValueError also covers integers with more
         # digits than the interpreter agrees to convert.
-        value = _DECODER.decode(text)
+        value = (_CAREFUL if _LONG_INTEGER.search(text) else _DECODER).decode(text)
     except (ValueError, RecursionError):
         raise NotJson from None
     if not isinstance(value, dict):
@@ -218,6 +221,12 @@ def _refuse_constant(name: str) -> NoReturn:
     raise NotJson(f"{name} is not a JSON number")
 
 
+def _short_integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"an integer may have at most {MOST_DIGITS} digits")
+    return int(digits)
+
+
 def _refuse_lone_surrogates(value: object) -> None:
     stack = [value]
     while stack:
@@ -235,3 +244,5 @@ def _refuse_lone_surrogates(value: object) -> None:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+_CAREFUL = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_short_integer)
+"""Slower: it calls a function of ours for each integer."""

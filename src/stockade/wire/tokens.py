@@ -39,7 +39,7 @@ class JwtVerifier:
     async def verify(self, token: str) -> Actor:
         try:
             key_id = jwt.get_unverified_header(token).get("kid")
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, ValueError, RecursionError):  # its header is JSON, which may be deeper than the stack
             raise TokenInvalid("the token is not a JSON Web Token", kind="jwt") from None
         if not isinstance(key_id, str):
             raise TokenInvalid("the token names no key (kid)", kind="jwt")
@@ -55,7 +55,7 @@ class JwtVerifier:
                 leeway=LEEWAY_S,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
-        except jwt.PyJWTError as error:
+        except (jwt.PyJWTError, RecursionError) as error:
             raise TokenInvalid(str(error), kind="jwt") from None
         return Actor(id=f"jwt:{claims['sub']}")
 
@@ -91,6 +91,7 @@ class JwtVerifier:
             httpx.HTTPError,
             TimeoutError,
             ValueError,
+            RecursionError,
             KeyError,
             TypeError,
             AttributeError,
