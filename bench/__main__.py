@@ -16,6 +16,7 @@ from bench import (
     jobs,
     languages,
     machine,
+    mixed,
     one_at_a_time,
     portal,
     science,
@@ -46,6 +47,8 @@ SECTIONS: dict[str, Section] = {
     "backlog": jobs.waiting,
     "portal": portal.portal,
     "overload": under_load.overload,
+    "mixed": mixed.mixed,
+    "crowd": mixed.crowd,
     "growth": under_load.growth_figures,
     "machine": machine.facts,
 }

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,8 +118,11 @@ class Container:
 
 
 @contextlib.contextmanager
-def docker(directory: Path) -> Iterator[Docker]:
+def docker(directory: Path, *, fill: Callable[[tarfile.TarFile], None] | None = None) -> Iterator[Docker]:
     """An engine that can run containers; *directory* is for its data.
+
+    Args:
+        fill: puts into an archive what the image is to hold; without it that is Python and a few small programs.
 
     Raises:
         BenchError: none can be had; the message says why.
@@ -137,7 +140,7 @@ def docker(directory: Path) -> Iterator[Docker]:
             about = "the engine that runs on this machine"
         version = _ask((*base, "version", "--format", "{{.Server.Version}}"))
         image = f"{_TAG}:{os.getpid()}"
-        _import_image((*base, "import", "-", image))
+        _import_image((*base, "import", "-", image), fill or add_python)
         try:
             yield Docker(client=base, image=image, version=version, about=about)
         finally:
@@ -201,14 +204,14 @@ def _ask(command: tuple[str, ...]) -> str:
     return done.stdout.strip()
 
 
-def _import_image(command: tuple[str, ...]) -> None:
-    """Pipe a tar archive of the host's Python into *command*."""
+def _import_image(command: tuple[str, ...], fill: Callable[[tarfile.TarFile], None]) -> None:
+    """Pipe a tar archive with what *fill* puts there into *command*."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stderr is not None
         with contextlib.suppress(BrokenPipeError):
             with tarfile.open(fileobj=process.stdin, mode="w|") as archive:
-                add_python(archive)
+                fill(archive)
             process.stdin.close()
         said = process.stderr.read().decode(errors="replace").strip()
     if process.returncode:

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.measure import BenchError
 
-__all__ = ["NotHere", "postgresql", "redis"]
+__all__ = ["NotHere", "postgresql", "postgresql_binaries", "redis", "unprivileged"]
 
 START_S = 60.0
 POLL_S = 0.05
@@ -31,12 +31,12 @@ def postgresql() -> Iterator[str]:
     Raises:
         NotHere: it is not installed, or does not start.
     """
-    binaries = _postgresql_binaries()
+    binaries = postgresql_binaries()
     # Whoever knows the socket may use it: a server that was root's has given up root's powers to enter.
     with _folder(0o711) as folder:
         identity: dict[str, Any] = {"cwd": folder}
         if os.geteuid() == 0:  # it refuses to run as root
-            user = _unprivileged()
+            user = unprivileged()
             os.chown(folder, user.pw_uid, user.pw_gid)
             identity |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": ()}
 
@@ -126,7 +126,12 @@ def _running(
                 process.kill()
 
 
-def _postgresql_binaries() -> Path:
+def postgresql_binaries() -> Path:
+    """Where PostgreSQL's programs are.
+
+    Raises:
+        NotHere: it is not installed.
+    """
     places = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda one: int(one.parts[-3]))
     found = shutil.which("initdb")
     if places:
@@ -136,7 +141,12 @@ def _postgresql_binaries() -> Path:
     return Path(found).parent
 
 
-def _unprivileged() -> pwd.struct_passwd:
+def unprivileged() -> pwd.struct_passwd:
+    """Somebody for what refuses to run as root.
+
+    Raises:
+        NotHere: there is neither a user postgres nor nobody.
+    """
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)

@@ -2,20 +2,25 @@
 
 import asyncio
 import contextlib
+import errno
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import stockade
 from stockade.backends.base import BackendOptions
 from stockade.backends.native import NativeBackend, launch
-from stockade.errors import BackendLost
+from stockade.errors import BackendLost, Unavailable
 from stockade.model import ProcessResult
+from stockade.warden import protocol
 from tests.backends.sandboxes import children, mason_of, run, running, until, wardens
 
 pytestmark = pytest.mark.anyio
@@ -136,6 +141,7 @@ async def test_a_stopped_warden_does_not_hang_a_close(tmp_path: Path, monkeypatc
 SERVER = """
 import asyncio, sys
 from pathlib import Path
+from typing import Any
 from stockade.backends.base import BackendOptions
 from stockade.backends.native import NativeBackend
 from tests.backends.sandboxes import run
@@ -201,3 +207,56 @@ async def test_server_and_warden_are_killed_at_once(tmp_path: Path) -> None:
             assert (await run(backend, "/bin/true")).succeeded
         finally:
             await backend.close()
+
+
+async def test_without_descriptors_a_run_is_refused_for_now(backend: NativeBackend) -> None:
+    """As unavailable, so that a job waits and is not failed for what is not its fault; then runs work again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert (await run(backend, "/bin/true")).succeeded
+    for spare in range(6):
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + spare, hard))
+        held = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.dup(0))
+            for fd in held[len(held) - spare :]:
+                os.close(fd)
+            del held[len(held) - spare :]
+            with contextlib.suppress(Unavailable, BackendLost):  # an answer whose descriptors do not fit is lost
+                assert (await run(backend, "/bin/echo", "works")).stdout == b"works\n"
+        finally:
+            for fd in held:
+                os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(Unavailable, BackendLost):
+                    assert (await run(backend, "/bin/echo", "works")).stdout == b"works\n"
+                    break
+                await asyncio.sleep(0.05)
+
+
+async def test_too_many_descriptors_on_their_way_cost_one_request(
+    backend: NativeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel did not take is refused for now; what is under way on the same connection goes on."""
+    under_way = asyncio.create_task(run(backend, "/bin/sh", "-c", "echo begun; read line; echo $line", stdin=b"x\n"))
+    sleeper = asyncio.create_task(run(backend, "/bin/sh", "-c", "sleep 0.5; echo slept"))
+    await asyncio.sleep(0)
+    real = protocol.send
+
+    def refuse(connection: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        if fds and message.get("op") == "run":
+            raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+        real(connection, message, fds)
+
+    await asyncio.to_thread(until, lambda: len(running("sleep 0.5")) > 0 or sleeper.done())
+    monkeypatch.setattr(protocol, "send", refuse)
+    with pytest.raises(Unavailable, match="too many descriptors"):
+        await run(backend, "/bin/true")
+    monkeypatch.undo()
+    assert (await sleeper).stdout == b"slept\n"
+    assert (await under_way).stdout == b"begun\nx\n"
+    assert (await run(backend, "/bin/true")).succeeded

@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +216,66 @@ async def test_without_the_egress_process_the_rest_goes_on(tmp_path: Path) -> No
             assert warden_of(tmp_path) == [warden]
             await client.drop(inside, made["id"], outgoing, other)  # what lives has precedence over a new warden
             await new_one_works(client, network="outgoing")
+            assert warden not in warden_of(tmp_path)
+            note(server)
+        server.end(signal.SIGINT)
+
+
+async def test_without_the_process_that_keeps_disks_there_are_disks_again_once_nothing_lives(tmp_path: Path) -> None:
+    """Until then boxes are refused for now, and what needs no disk goes on."""
+    with nothing_left(tmp_path) as note, served(tmp_path) as server:
+        async with client_of(server) as client:
+            living = await client.start(["cat"])
+            (warden,) = warden_of(tmp_path)
+            (disks,) = [pid for pid in children(warden) if command_of(pid).startswith("stockade-disks")]
+            note(server)
+            await asyncio.to_thread(end_process, disks)
+            refused = await client.post(f"{server.url}/v1/default/boxes", json={"image": "host"})
+            assert refused.status_code == 503
+            assert int(refused.headers["Retry-After"]) >= 1
+            assert (await client.hear(living, "exec?cmd=echo&cmd=on")).stdout == b"on\n"
+            assert warden_of(tmp_path) == [warden]
+            await client.drop(living)
+            async with asyncio.timeout(60):
+                while (
+                    made := await client.post(f"{server.url}/v1/default/boxes", json={"image": "host"})
+                ).status_code != 201:
+                    assert made.status_code == 503, made.text
+                    await asyncio.sleep(0.1)
+            assert warden not in warden_of(tmp_path)
+            note(server)
+        server.end(signal.SIGINT)
+
+
+REMOUNT = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+namespace = os.open(f"/proc/{sys.argv[1]}/ns/mnt", os.O_RDONLY)
+if libc.setns(namespace, 0x20000) or libc.mount(None, sys.argv[2].encode(), None, 0x20 | 0x1, None):
+    sys.exit(os.strerror(ctypes.get_errno()))
+"""
+
+
+async def test_disks_that_take_no_changes_any_more_are_mounted_anew_once_nothing_lives(tmp_path: Path) -> None:
+    """As after the host's disk was full: btrfs then stays read-only, whoever makes room."""
+    with nothing_left(tmp_path) as note, served(tmp_path) as server:
+        async with client_of(server) as client:
+            boxes = f"{server.url}/v1/default/boxes"
+            assert (await client.post(boxes, json={"image": "host"})).status_code == 201
+            (warden,) = warden_of(tmp_path)
+            (disks,) = [pid for pid in children(warden) if command_of(pid).startswith("stockade-disks")]
+            mounts = Path(f"/proc/{disks}/mountinfo").read_text(encoding="utf-8").splitlines()
+            places = [line.split()[4] for line in mounts if " - btrfs " in line]
+            if not places:
+                pytest.skip("disks are not on a btrfs of their own here")
+            note(server)
+            command = [sys.executable, "-c", REMOUNT, str(disks), places[0]]
+            await asyncio.to_thread(subprocess.run, command, check=True, timeout=30)
+            assert (await client.post(boxes, json={"image": "host"})).status_code == 503
+            async with asyncio.timeout(60):
+                while (made := await client.post(boxes, json={"image": "host"})).status_code != 201:
+                    assert made.status_code == 503, made.text
+                    await asyncio.sleep(0.1)
             assert warden not in warden_of(tmp_path)
             note(server)
         server.end(signal.SIGINT)
