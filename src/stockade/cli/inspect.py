@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stockade import __version__
+from stockade.cli.advice import advice, look_around
 from stockade.cli.attack_options import AttackKey, AttackUrl, BackendName, Groups, Only, Ways, asked_for
 from stockade.cli.options import AsJson, ConfigFile, DataDir
 from stockade.errors import StockadeError
@@ -154,11 +155,23 @@ def doctor(
     report = asyncio.run(_asked(backend))
     allowed = frozenset(loaded.sandbox.allow_unenforced)
     lacking = [name for name in report.missing if name not in allowed]
+    # What another backend lacks says nothing about the native one.
+    missing = report.missing if report.backend == "native" else ()
+    name, why = advice(missing, look_around(loaded.docker.socket))
     if as_json:
-        print(json.dumps(_report_json(report, allowed, lacking)))
+        recommended = {"backend": name, "why": why}
+        print(json.dumps({**_report_json(report, allowed, lacking), "recommended": recommended}))
     else:
         _print_report(report, allowed, lacking)
+        _print_advice(name, why)
     raise typer.Exit(1 if lacking else 0)
+
+
+def _print_advice(name: str, why: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    Console(highlight=False).print(f"Recommended backend: [bold]{name}[/]; {escape(why)}.")
 
 
 async def _asked(backend: "Backend") -> "Report":
@@ -290,14 +303,14 @@ def _print_report(report: "Report", allowed: frozenset[str], lacking: list[str])
         console.print(_warm_table(report), "")
     if lacking:
         # Whoever has nothing to make sandboxes with cannot agree to go without them.
-        advice = (
+        mending = (
             "Mend it as told above."
             if "sandboxes" in lacking
             else "Mend it as told above, or go without by STOCKADE_SANDBOX_ALLOW_UNENFORCED=" + ",".join(lacking)
         )
         console.print(
             f"[red]Stockade refuses to run programs here:[/] this machine does not enforce {', '.join(lacking)}. "
-            f"{advice}"
+            f"{mending}"
         )
     elif report.missing:
         console.print("Everything is enforced but what the configuration allows to go without.")
