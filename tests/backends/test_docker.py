@@ -25,7 +25,7 @@ from stockade.backends.docker.streams import Conversation
 from stockade.errors import BackendLost, Fault, InvalidLimit, Unavailable
 from stockade.model import Outcome
 from stockade.warden.fields import Refused
-from tests.backends.sandboxes import MB, run, running, until
+from tests.backends.sandboxes import MB, commands, run, running, until
 from tests.deploy.engine import Engine
 from tests.docker_engine import docker_backend, docker_engine, docker_options, socket_of
 
@@ -288,7 +288,8 @@ def instance_of(data_dir: Path) -> str:
 
 def gate_of(parent: int, data_dir: Path) -> int:
     """Pid of the gate that this process has for that data directory."""
-    (pid,) = [pid for pid in running(instance_of(data_dir)) if pid != parent]
+    instance = instance_of(data_dir)  # not by `running`: the engine's socket may lie in one of pytest's directories
+    (pid,) = [pid for pid, command in commands().items() if instance in command and pid != parent]
     return pid
 
 

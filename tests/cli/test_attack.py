@@ -140,13 +140,29 @@ def test_the_server_to_be_attacked_has_the_configuration_of_sandboxes_and_nothin
     assert attacked.sandbox.defaults.processes == 32
 
 
-def test_what_outlives_a_server_is_seen(tmp_path: Path) -> None:
+def test_what_outlives_a_server_is_seen_and_what_is_not_of_it_is_not(tmp_path: Path) -> None:
     looks = """
 import subprocess, sys, pathlib
+from stockade.attacks import Bait
 from stockade.attacks.remains import Remains
-remains = Remains(pathlib.Path(sys.argv[1]))
-subprocess.run(["sh", "-c", "sleep 47 >/dev/null 2>&1 & exit"], check=True)
-print(remains.left())
+with Bait():
+    before = subprocess.Popen(["sh", "-c", "while read line; do sleep 48 & echo $!; done"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0)
+    remains = Remains(pathlib.Path(sys.argv[1]))
+    before.stdin.write(b"begin\\n")
+    started = int(before.stdout.readline())
+    during = subprocess.Popen(["sleep", "49"])
+    server = ["sh", "-c", "setsid sleep 47 >/dev/null 2>&1 & exit"]
+    subprocess.run(server, check=True, start_new_session=True)
+    with Bait():
+        print(remains.left())
+    during.kill()
+    during.wait()
+    import os
+    os.kill(started, 9)
+    before.kill()
+    before.wait()
+    remains.close()
 """
     done = subprocess.run(
         [sys.executable, "-c", looks, str(tmp_path)],
@@ -157,7 +173,22 @@ print(remains.left())
         start_new_session=True,
     )
     assert "sleep 47" in done.stdout
+    assert done.stdout.count("process") == 1
     os.kill(int(done.stdout.split("process ")[1].split(":")[0]), signal.SIGKILL)
+
+
+def test_who_has_looked_for_remains_has_no_orphans_any_more(tmp_path: Path) -> None:
+    """They would be left to wait for it, as zombies."""
+    looks = """
+import os, subprocess, sys, pathlib
+from stockade.attacks.remains import Remains
+Remains(pathlib.Path(sys.argv[1])).close()
+orphan = subprocess.run(["sh", "-c", "sleep 50 >/dev/null & echo $!"], check=True, capture_output=True).stdout
+status = pathlib.Path(f"/proc/{int(orphan)}/status").read_text()
+os.kill(int(orphan), 9)
+assert f"PPid:\\t{os.getpid()}\\n" not in status, status
+"""
+    subprocess.run([sys.executable, "-c", looks, str(tmp_path)], timeout=60, check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's warden has few limits")

@@ -18,9 +18,11 @@ from tests.backends.templates import ENV, IS_FORK
 WITHIN_S = 60.0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bait() -> Iterator[Bait]:
-    """Set out before the warden starts, so that whatever leaks from the host would have it."""
+    """Set out before a module's own warden starts, so that whatever leaks from the host would have it; and gone before
+    tests that have nothing to do with it look at this process.
+    """
     with Bait() as bait:
         yield bait
 
@@ -63,7 +65,7 @@ class Warm:
                 await anyio.sleep(0.02)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def warm(bait: Bait, engine: Engine) -> Warm:
     """On the session's backend, after the bait has been set out."""
     backend = engine.runs.backend

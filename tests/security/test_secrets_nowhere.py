@@ -6,6 +6,7 @@ import base64
 import contextlib
 import os
 import secrets
+import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,8 @@ class Used:
     documents: str = ""
     environs: dict[str, bytes] = field(default_factory=dict)
     """Of each process, the arguments and the environment, while all lived."""
+    found: set[tuple[str, str]] = field(default_factory=set)
+    """In which files which secrets stood, while all lived."""
 
     def ask(self, method: str, path: str, *, key: str = "", **options: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}", "X-API-Key": key} if key else {}
@@ -102,12 +105,15 @@ def used(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterat
             httpx.Client(base_url=server.url, timeout=WITHIN_S, trust_env=False) as http,
         ):
             used = Used(server=server, http=http, data=data, secrets=GIVEN | TOLD, spans=spans)
-            _use(used)
-            used.environs = _environs(server)
-            used.metrics = _text(used, "/metrics")
-            used.documents = _text(used, "/openapi.json") + _text(used, "/docs")
-            _break(used)
-            server.end()
+            try:
+                _use(used)
+                used.environs = _environs(server)
+                used.metrics = _text(used, "/metrics")
+                used.documents = _text(used, "/openapi.json") + _text(used, "/docs")
+                _break(used)
+                used.found = _in_files(used)
+            finally:
+                server.end(signal.SIGINT)  # and so its sandboxes
         yield used
 
 
@@ -302,18 +308,23 @@ def test_no_process_shows_a_secret(used: Used) -> None:
 
 def test_no_file_has_a_secret_in_clear(used: Used) -> None:
     """But tenants' programs and files, which are there to be run, and what is kept to make other secrets of it."""
-    tenants = {"code", "stdin", "env", "file"}
-    sought = {name: value for name, value in used.secrets.items() if name not in tenants} | {"name": NAME}
-    found = {
-        (str(path.relative_to(used.data)), name)
-        for path in used.data.rglob("*")
-        if path.is_file() and not path.is_symlink()
-        for name in _in_file(path, sought)
-    }
+    found = used.found | _in_files(used)
     places = {path for path, name in found if name == "name"}
     assert places
     assert all(path.startswith("state/stockade.db") for path in places)
     assert {one for one in found if one[1] != "name"} == set()
+
+
+def _in_files(used: Used) -> set[tuple[str, str]]:
+    """The path of a file of the server's, and the name of a secret in it."""
+    tenants = {"code", "stdin", "env", "file"}
+    sought = {name: value for name, value in used.secrets.items() if name not in tenants} | {"name": NAME}
+    found: set[tuple[str, str]] = set()
+    for path in used.data.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            if path.is_file() and not path.is_symlink():
+                found.update((str(path.relative_to(used.data)), name) for name in _in_file(path, sought))
+    return found
 
 
 def _in_file(path: Path, sought: Mapping[str, str]) -> set[str]:

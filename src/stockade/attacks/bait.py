@@ -10,9 +10,11 @@ import fcntl
 import json
 import os
 import secrets
+import select
 import socket
+import subprocess
+import sys
 import tempfile
-import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -25,7 +27,19 @@ _BACKLOG: Final = 64
 _PROGRAMS: Final = ("env", "id", "true", "false", "sleep", "expr", "nproc", "tty", "yes", "comm", "join", "tsort")
 """In /usr/bin, where every Linux has them, and every image that is made of a host shows them."""
 _AGAIN_S: Final = 0.02
-_JOIN_S: Final = 5.0
+_BEGIN_S: Final = 30.0
+_KEEP_OPENING: Final = """
+import os, sys, time
+path, again_s, owner = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+while os.getppid() == owner:
+    with open(path, "rb") as again:
+        again.read(1)
+    if sys.stdout is not None:
+        print("begun", flush=True)
+        sys.stdout.close()
+        sys.stdout = None
+    time.sleep(again_s)
+"""
 
 
 class Bait:
@@ -103,17 +117,7 @@ class Bait:
     def _use(self, stack: contextlib.ExitStack) -> str:
         """Have a program locked and opened, as the host's own work might. Returns its path."""
         path = _lock(stack)
-        over = threading.Event()
-
-        def keep_opening() -> None:
-            while not over.wait(_AGAIN_S):
-                with open(path, "rb") as again:
-                    again.read(1)
-
-        thread = threading.Thread(target=keep_opening, name="bait", daemon=True)
-        thread.start()
-        stack.callback(thread.join, _JOIN_S)
-        stack.callback(over.set)
+        stack.callback(_end, _start_opening(path))
         return path
 
     def _listen(self, stack: contextlib.ExitStack, name: str, family: int, address: tuple[str, int] | str) -> None:
@@ -135,6 +139,36 @@ def _lock(stack: contextlib.ExitStack) -> str:
             continue
         return path
     raise OSError(f"none of {', '.join(_PROGRAMS)} in /usr/bin can be locked: they are the bait")
+
+
+def _start_opening(path: str) -> "subprocess.Popen[bytes]":
+    """Have *path* opened again and again, from now on, until this process ends or ends that.
+
+    By a process of its own: a thread would take descriptors of this one, and fail where they have run out. It is none
+    of a session of its own, which `Remains` would take for what a server has left.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _KEEP_OPENING, path, str(_AGAIN_S), str(os.getpid())],
+        env={},
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        process_group=0,  # Ctrl-C is for us
+    )
+    assert process.stdout is not None
+    with process.stdout as begun:
+        waiting = select.poll()
+        waiting.register(begun, select.POLLIN)
+        if waiting.poll(_BEGIN_S * 1000) and begun.read(1):
+            return process
+    _end(process)
+    raise OSError(f"the program of the bait that is to open {path} does not begin, within {_BEGIN_S:.0f} s")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
 
 
 def _make_segment(stack: contextlib.ExitStack) -> int:

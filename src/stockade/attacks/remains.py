@@ -9,6 +9,7 @@ from typing import Final
 __all__ = ["Remains"]
 
 _SET_CHILD_SUBREAPER: Final = 36
+_GET_CHILD_SUBREAPER: Final = 37
 _GROUPS: Final = Path("/sys/fs/cgroup")
 _DEEP: Final = 6
 
@@ -16,42 +17,54 @@ _DEEP: Final = 6
 class Remains:
     """Watches one server from its start, and says what is still there after its end.
 
-    To be made before the server is started: from then on what becomes an orphan below this process becomes its child,
-    and so cannot hide.
+    To be made before the server is started, in a session of its own: from then on what becomes an orphan below this
+    process becomes its child, and so cannot hide. The server's is whatever descends from a new child of this process
+    that is not of its session, which nothing below the server can join. So what else this process has started, and
+    other servers on the host, are left alone. To be closed in the end: who has orphans has to reap them.
     """
 
     def __init__(self, directory: Path) -> None:
         """*directory*: where the server keeps everything."""
         self._directory = str(directory)
-        self._seen: set[int] = set()
-        self._before = set(_children(os.getpid()))
-        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._seen: set[str] = set()
+        self._before = {_name(pid) for pid in _children(os.getpid())}
+        libc, had = ctypes.CDLL(None), ctypes.c_int()
+        libc.prctl(_GET_CHILD_SUBREAPER, ctypes.byref(had), 0, 0, 0)
+        self._had_orphans = had.value
+        libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def close(self) -> None:
+        """Orphans go from now on to whom they went before."""
+        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, self._had_orphans, 0, 0, 0)
 
     def look(self) -> None:
-        """Note which processes the server has: control groups bear their numbers."""
-        self._seen |= _descendants(os.getpid())
+        """Note which processes the server has: control groups bear their names."""
+        self._seen |= {_name(pid) for pid in self._of_server()}
 
     def left(self) -> list[str]:
         """What is still there of a server that has ended; a line for each."""
         return [*self._processes(), *self._control_groups(), *self._mounts(), *self._loop_devices()]
 
     def _processes(self) -> Iterator[str]:
-        for pid in sorted(_descendants(os.getpid())):
-            if pid in self._before:
-                continue
+        for pid in sorted(self._of_server()):
             if _state(pid) == "Z":
                 _reap(pid)
                 continue
             yield f"process {pid}: {_command(pid)}"
 
+    def _of_server(self) -> set[int]:
+        session = os.getsid(0)
+        children = _children(os.getpid())
+        begun = [pid for pid in children if _session(pid) != session and _name(pid) not in self._before]
+        return {*begun, *(one for pid in begun for one in _descendants(pid))}
+
     def _control_groups(self) -> Iterator[str]:
-        numbers = {str(pid) for pid in self._seen}
         for directory, below, _ in os.walk(_GROUPS):
             if directory.count("/") > _DEEP:
                 below.clear()
             for name in below:
-                parts = name.split("-")
-                if parts[0] == "stockade" and len(parts) > 2 and parts[2] in numbers:
+                prefix, _, tag = name.partition("-")
+                if prefix == "stockade" and tag in self._seen:
                     yield f"control group {directory}/{name}"
 
     def _mounts(self) -> Iterator[str]:
@@ -90,11 +103,27 @@ def _descendants(pid: int) -> set[int]:
     return found
 
 
-def _state(pid: int) -> str:
+def _status(pid: int) -> list[str]:
+    """What `/proc` says of a process after its name: the state first. Nothing of one that is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return "Z"
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _state(pid: int) -> str:
+    return next(iter(_status(pid)), "Z")
+
+
+def _session(pid: int) -> int:
+    """0 of one that is gone."""
+    return int(status[3]) if (status := _status(pid)) else 0
+
+
+def _name(pid: int) -> str:
+    """As a warden tells itself from all others in the names of its control groups: they may have had its number."""
+    status = _status(pid)
+    return f"{os.stat('/proc/self/ns/pid').st_ino}-{pid}-{status[19] if status else ''}"
 
 
 def _command(pid: int) -> str:

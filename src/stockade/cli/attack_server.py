@@ -61,8 +61,8 @@ async def own_server(config: "Config", *, left: list[str], backend: str = "") ->
         Unavailable: it does not start; the message has the end of its log.
     """
     directory = Path(tempfile.mkdtemp(prefix="attack-", dir=config.data_dir))
+    remains = Remains(directory)
     try:
-        remains = Remains(directory)
         key = f"sk_attack_{secrets.token_hex(16)}"
         settings = directory / "attack.toml"
         settings.touch(mode=0o600)
@@ -85,6 +85,7 @@ async def own_server(config: "Config", *, left: list[str], backend: str = "") ->
                 await asyncio.to_thread(_end, process)
             left += await _left(remains)
     finally:
+        remains.close()
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -147,7 +148,7 @@ def _start(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=log,
-        start_new_session=True,  # Ctrl-C is for us: we end it, in order
+        start_new_session=True,  # by which `Remains` knows it; and Ctrl-C is for us: we end it, in order
     )
 
 

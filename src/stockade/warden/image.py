@@ -9,7 +9,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import kernel
 
@@ -69,11 +69,13 @@ class Image:
     """The read-only directory tree under a sandbox's overlay."""
     binds: tuple[tuple[str, str], ...]
     """(mounted source, path below the sandbox's root) pairs, shown read-only."""
+    whole: tuple[str, ...] = ()
+    """Of those paths, the ones below which nothing else is mounted: an overlay of them hides nothing."""
 
     def below(self, top: str) -> "Image":
         """The same, where the mount namespace's root is seen at *top*."""
         binds = tuple((top + source, target) for source, target in self.binds)
-        return Image(name=self.name, lower=top + self.lower, binds=binds)
+        return replace(self, lower=top + self.lower, binds=binds)
 
     def state_of(self, path: str) -> object:
         """Something that changes when what lies at *path* inside does: of a directory, when a member comes or goes."""
@@ -113,7 +115,8 @@ def make_host_image(stage: str, host_root: str, host_paths: Iterable[str]) -> Im
     for path in sorted(set(host_paths)):
         binds.extend(_extra(stage, lower, host_root, path))
     make_etc(f"{host_root}/etc", f"{lower}/etc")
-    return Image(name="host", lower=lower, binds=tuple(binds))
+    whole = tuple(target for mounted, target in binds if not _has_mounts_below(mounted))
+    return Image(name="host", lower=lower, binds=tuple(binds), whole=whole)
 
 
 def _bind(stage: str, source: str, target: str) -> tuple[str, str]:
@@ -122,26 +125,13 @@ def _bind(stage: str, source: str, target: str) -> tuple[str, str]:
     # Recursive: where we are root only inside a user namespace, the kernel does not let us leave submounts out.
     kernel.mount(source, mounted, None, kernel.MS_BIND | kernel.MS_REC)
     kernel.set_attributes(mounted, kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV)
-    _cover(stage, mounted)
     return mounted, target
 
 
-def _cover(stage: str, mounted: str) -> None:
-    """Show what is at *mounted* by inodes that are not the host's; the pages of the files are shared all the same.
-
-    On the host's own, a watch (inotify) would tell a tenant what the host opens and executes, and a lock (flock) would
-    be one for both. Not where there are mounts below it, which an overlay would hide, nor where the kernel refuses.
-    """
-    if set(mounted) & set(":,\\ ") or _has_mounts_below(mounted):
-        return
-    empty = f"{stage}/empty"
-    os.makedirs(empty, exist_ok=True)
-    flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
-    with contextlib.suppress(OSError):
-        kernel.mount("image", mounted, "overlay", flags, f"lowerdir={mounted}:{empty},xino=off")
-
-
 def _has_mounts_below(path: str) -> bool:
+    """Also true of a path that could not be said in an overlay's options."""
+    if set(path) & set(":,\\ "):
+        return True
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
         return any(line.split(" ", 5)[4].startswith(f"{path}/") for line in mounts)
 

@@ -8,7 +8,7 @@ nothing of the host to reach if the last step were ever to go wrong.
 import contextlib
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import kernel
 from .image import HOME, UID, Image, make_host_image
@@ -69,6 +69,7 @@ class Stage:
     """Where a sandbox's disk is mounted while its root is built."""
     wall: str = "/wall"
     """Where the root of a cell with a second wall is built."""
+    empty: str = "/empty"
 
     def below(self, top: str) -> "Stage":
         """The same, where that bare root is seen at *top*."""
@@ -78,6 +79,7 @@ class Stage:
             dev=top + self.dev,
             disk=top + self.disk,
             wall=top + self.wall,
+            empty=top + self.empty,
         )
 
 
@@ -102,8 +104,8 @@ def make_stage(host_paths: tuple[str, ...]) -> Stage:
     os.chdir("/")
     kernel.umount("/old", kernel.MNT_DETACH)
     os.rmdir("/old")
-    host = Image(
-        name=host.name,
+    host = replace(
+        host,
         lower=host.lower.removeprefix(_STAGE),
         binds=tuple((source.removeprefix(_STAGE), target) for source, target in host.binds),
     )
@@ -174,7 +176,7 @@ def enter_wall_root(stage: Stage, image: Image, *, program: str) -> int:
 
     Returns a descriptor of the directory in which the kernel keeps what is changed of the image.
     """
-    root = _build_root(stage, image, UID)
+    root = _build_root(stage, image, UID, own_inodes=False)  # gVisor watches and locks by its own
     upper = os.open(f"{stage.disk}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     kernel.mount("wall", stage.wall, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, _WALL_OPTIONS)
     os.umask(0o077)
@@ -201,15 +203,23 @@ def enter_template_root(stage: Stage, image: Image) -> Stage:
     """
     root = _build_root(stage, image, 0)
     os.mkdir(f"{root}{_STAGE_IN_TEMPLATE}", 0o700)
+    shown = tuple((f"/{target}", target) for _, target in image.binds)
     kernel.mount("/proc", f"{root}/proc", None, kernel.MS_BIND | kernel.MS_REC)
     kernel.pivot_root(root, f"{root}{_STAGE_IN_TEMPLATE}")
     os.chdir("/")
     os.umask(0o022)
-    return stage.below(_STAGE_IN_TEMPLATE)
+    below = stage.below(_STAGE_IN_TEMPLATE)
+    # What it makes is to see the very files that it has itself: its program is one of them.
+    own = replace(below.images[image.name], binds=shown, whole=())
+    return replace(below, images={**below.images, image.name: own})
 
 
-def _build_root(stage: Stage, image: Image, user: int) -> str:
-    """Everything but `/proc`; returns where it is. *user* has what is a tenant's: in a template that is its own."""
+def _build_root(stage: Stage, image: Image, user: int, *, own_inodes: bool = True) -> str:
+    """Everything but `/proc`; returns where it is. *user* has what is a tenant's: in a template that is its own.
+
+    Args:
+        own_inodes: see `_show`.
+    """
     disk = stage.disk
     kernel.mount(
         "disk",
@@ -236,13 +246,30 @@ def _build_root(stage: Stage, image: Image, user: int) -> str:
         f"lowerdir={image.lower},upperdir={disk}/upper,workdir={disk}/work,userxattr,xino=off",
     )
     for source, target in image.binds:
-        kernel.mount(source, f"{root}/{target}", None, kernel.MS_BIND | kernel.MS_REC)
+        _show(stage, source, f"{root}/{target}", own_inodes=own_inodes and target in image.whole)
     kernel.mount(stage.dev, f"{root}/dev", None, kernel.MS_BIND | kernel.MS_REC)
     # The kernel has some 3,000 terminals for all sandboxes together: max, so that one cannot take them all.
     pts_options = f"newinstance,ptmxmode=0666,mode=620,max={_TERMINALS}"
     kernel.mount("devpts", f"{root}/dev/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, pts_options)
     kernel.mount(f"{disk}/shm", f"{root}/dev/shm", None, kernel.MS_BIND)
     return root
+
+
+def _show(stage: Stage, source: str, place: str, *, own_inodes: bool) -> None:
+    """Show a part of an image, read-only.
+
+    Args:
+        own_inodes: by inodes that nobody else has; the pages of the files are shared all the same. On the host's own, a
+            watch (inotify) would tell a tenant what the host and other tenants open and execute, and a lock (flock)
+            would be one for all. Made anew for each sandbox: an overlay does not notice that what lies below it has
+            changed, as when the host gets new packages.
+    """
+    if own_inodes:
+        flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
+        with contextlib.suppress(OSError):  # this kernel has none of overlays, or of further ones upon each other
+            kernel.mount("image", place, "overlay", flags, f"lowerdir={source}:{stage.empty},userxattr,xino=off")
+            return
+    kernel.mount(source, place, None, kernel.MS_BIND | kernel.MS_REC)
 
 
 def fit_sandbox_root(*, disk_bytes: int, disk_inodes: int, cwd: str, user: int = UID, is_kept: bool = False) -> None:
