@@ -6,6 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import structlog
+
 __all__ = ["Archive", "build"]
 
 PYTHON = "/usr/bin/python3"
@@ -104,6 +106,8 @@ def build(modules: Path) -> bytes:
     archive.copy(library)
     for part in _PARTS:
         archive.copy(str(_ROOT / part), f"{PROJECT}/{part}")
+    # The one library that the backend's client needs, which the raw client takes its way of starting wardens from.
+    archive.copy(str(Path(structlog.__file__).parent), f"{PROJECT}/structlog")
     for number, content in enumerate(_modules(modules)):
         archive.file(f"modules/{number:02}.ko", content)
     archive.file("init", (Path(__file__).parent / "boot.py").read_bytes(), 0o755)
