@@ -30,6 +30,7 @@ _TRIAL = Limits(
 )
 _MECHANISMS = {
     "system_calls": "gVisor's kernel answers them all; it runs under a filter of its own, and that under ours",
+    "own_inodes": "gVisor keeps watches and locks in its own kernel",
     "processes": "threads of gVisor are counted in their place, several for each: a bound, not the number asked for",
     "memory": "{}; what gVisor itself takes is counted in the same group, and has 24 MiB beside the limit",
 }

@@ -114,7 +114,7 @@ def main(argv: list[str]) -> int:
         return 1
     server = Server(
         host,
-        report=make_report(cgroups, own_uids=own_uids),
+        report=make_report(cgroups, stage.images["host"], own_uids=own_uids),
         listener=listener,
         clients=[] if arguments.client_fd is None else [socket.socket(fileno=arguments.client_fd)],
         # Inside our own user namespace the kernel shows its owner as 0.

@@ -5,6 +5,7 @@ import platform
 from typing import Any
 
 from .cgroups import Cgroups
+from .image import Image
 
 __all__ = ["make_report"]
 
@@ -13,7 +14,7 @@ _DELEGATE = (
 )
 
 
-def make_report(cgroups: Cgroups, *, own_uids: bool) -> dict[str, Any]:
+def make_report(cgroups: Cgroups, image: Image, *, own_uids: bool) -> dict[str, Any]:
     """The facts as one JSON object: `features` (name, enforced, mechanism, remedy) and `details`."""
     release = tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in platform.release().split(".")[:2])
     features = [
@@ -45,6 +46,7 @@ def make_report(cgroups: Cgroups, *, own_uids: bool) -> dict[str, Any]:
                 "required": False,
             }
         ),
+        _own_inodes(image),
         (
             _yes("pausing", "cgroup v2 freezer")
             if any(tree.version == 2 for tree in cgroups.trees)
@@ -75,6 +77,15 @@ def _yes(name: str, mechanism: str) -> dict[str, Any]:
 
 def _no(name: str, mechanism: str, remedy: str) -> dict[str, Any]:
     return {"name": name, "enforced": False, "mechanism": mechanism, "remedy": remedy}
+
+
+def _own_inodes(image: Image) -> dict[str, Any]:
+    """Whether what sandboxes see of the host can be watched and locked together with it (`mounts._show`)."""
+    shared = ", ".join(f"/{target}" for _, target in image.binds if target not in image.whole)
+    if not shared:
+        return _yes("own_inodes", "the host's programs are shown through a read-only overlay of each sandbox's own")
+    why = f"something is mounted below {shared}: a sandbox can tell when the host opens files there, and shares locks"
+    return {**_no("own_inodes", why, "unmount it, or take it out of sandbox.host_paths"), "required": False}
 
 
 def _controller(cgroups: Cgroups, name: str, controller: str, label: str) -> dict[str, Any]:
