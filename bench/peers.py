@@ -6,6 +6,7 @@ takes too long: what a program like ours would do at the least. The rest is thei
 tells.
 """
 
+import abc
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from stockade.model import Outcome
 __all__ = [
     "HONEST",
     "PATH",
+    "Attempts",
     "Launched",
     "Making",
     "Peer",
@@ -56,6 +58,35 @@ class PeerWay(Way, Protocol):
     def found(self) -> tuple[str, ...]:
         """What was seen from outside of the last attempt that is an escape, whatever the program said."""
         ...
+
+
+class Attempts(abc.ABC):
+    """What the ways in of all of them share: one attempt at a time, step by step."""
+
+    gives: frozenset[str] = frozenset()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._found: list[str] = []
+
+    def refuses(self, attack: Attack) -> str:
+        """See `Way.refuses`: nothing."""
+        return ""
+
+    def found(self) -> tuple[str, ...]:
+        """See `PeerWay.found`."""
+        return tuple(self._found)
+
+    async def attempt(self, attack: Attack, stdin: bytes) -> Ending:
+        """See `Way.attempt`."""
+        self._found = []
+        for step in attack.steps:
+            ending = await self._step(attack, step, stdin)
+        return ending
+
+    @abc.abstractmethod
+    async def _step(self, attack: Attack, step: str, stdin: bytes) -> Ending:
+        """Run one program in a sandbox of its own; what is seen from outside goes to `_found`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Final
 
 from bench.enclosure import Enclosure
 from bench.measure import BenchError
-from bench.peers import PATH, Peer, command_of, deadline_of, ending_of
+from bench.peers import PATH, Attempts, Peer, command_of, deadline_of, ending_of
 from bench.peers_launch import launch
 from stockade.attacks import LIMITS, Attack, Ending
 from stockade.warden import seccomp
@@ -60,34 +60,17 @@ def _walls() -> tuple[str, ...]:
     )  # fmt: skip
 
 
-class _Bubblewrap:
-    """One attempt at a time."""
-
-    gives: frozenset[str] = frozenset()
-
+class _Bubblewrap(Attempts):
     def __init__(self, name: str, program: str, filter_path: Path | None) -> None:
-        self.name = name
+        super().__init__(name)
         self._program = program
         self._filter = filter_path
-        self._found: list[str] = []
 
     @property
     def command(self) -> tuple[str, ...]:
         account = ("setpriv", "--reuid", str(ACCOUNT), "--regid", str(ACCOUNT), "--clear-groups")
         command = (*account, "prlimit", *_limits(), self._program, *_walls())
         return (*command, "--seccomp", "9", "--") if self._filter is not None else (*command, "--")
-
-    def refuses(self, attack: Attack) -> str:
-        return ""
-
-    def found(self) -> tuple[str, ...]:
-        return tuple(self._found)
-
-    async def attempt(self, attack: Attack, stdin: bytes) -> Ending:
-        self._found = []
-        for step in attack.steps:
-            ending = await self._step(attack, step, stdin)
-        return ending
 
     async def _step(self, attack: Attack, step: str, stdin: bytes) -> Ending:
         command = (*self.command, *command_of(attack.language, step))

@@ -17,7 +17,7 @@ from typing import Final
 from bench.docker import Docker, docker
 from bench.enclosure import Enclosure
 from bench.measure import BenchError
-from bench.peers import Peer, command_of, deadline_of, ending_of
+from bench.peers import Attempts, Peer, command_of, deadline_of, ending_of
 from bench.peers_image import add_packages
 from bench.peers_launch import launch
 from stockade.attacks import LIMITS, Attack, Ending
@@ -45,28 +45,11 @@ def _hardened() -> tuple[str, ...]:
     )  # fmt: skip
 
 
-class _Docker:
-    """One attempt at a time."""
-
-    gives: frozenset[str] = frozenset()
-
+class _Docker(Attempts):
     def __init__(self, name: str, engine: Docker, options: tuple[str, ...]) -> None:
-        self.name = name
+        super().__init__(name)
         self._engine = engine
         self._options = options
-        self._found: list[str] = []
-
-    def refuses(self, attack: Attack) -> str:
-        return ""
-
-    def found(self) -> tuple[str, ...]:
-        return tuple(self._found)
-
-    async def attempt(self, attack: Attack, stdin: bytes) -> Ending:
-        self._found = []
-        for step in attack.steps:
-            ending = await self._step(attack, step, stdin)
-        return ending
 
     async def _step(self, attack: Attack, step: str, stdin: bytes) -> Ending:
         container = f"peer-{next(_names)}"

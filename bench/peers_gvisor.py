@@ -16,7 +16,7 @@ import anyio
 
 from bench.enclosure import Bounds, Enclosure
 from bench.measure import BenchError
-from bench.peers import PATH, Peer, command_of, deadline_of, ending_of
+from bench.peers import PATH, Attempts, Peer, command_of, deadline_of, ending_of
 from bench.peers_launch import launch
 from stockade.attacks import LIMITS, Attack, Ending
 from stockade.model import Outcome
@@ -63,13 +63,9 @@ def _bundle(root: Path, command: tuple[str, ...], group: str) -> dict[str, Any]:
     }
 
 
-class _Gvisor:
-    """One attempt at a time."""
-
-    name = "gVisor"
-    gives: frozenset[str] = frozenset()
-
+class _Gvisor(Attempts):
     def __init__(self, program: str, directory: Path) -> None:
+        super().__init__("gVisor")
         self._directory = directory
         self.command = (program, "--root", str(directory / "state"), "--platform=ptrace", "--network=none")
         self._root = directory / "root"
@@ -79,19 +75,6 @@ class _Gvisor:
         for name in _MERGED:
             if os.path.islink(f"/{name}"):
                 (self._root / name).symlink_to(os.readlink(f"/{name}"))
-        self._found: list[str] = []
-
-    def refuses(self, attack: Attack) -> str:
-        return ""
-
-    def found(self) -> tuple[str, ...]:
-        return tuple(self._found)
-
-    async def attempt(self, attack: Attack, stdin: bytes) -> Ending:
-        self._found = []
-        for step in attack.steps:
-            ending = await self._step(attack, step, stdin)
-        return ending
 
     async def _step(self, attack: Attack, step: str, stdin: bytes) -> Ending:
         name = f"peer-{os.getpid()}-{next(_numbers)}"

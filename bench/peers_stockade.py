@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import stockade
 from bench.measure import BenchError
-from bench.peers import PATH, TIME, TIME_S, Making, Peer
+from bench.peers import PATH, TIME, TIME_S, Attempts, Making, Peer
 from stockade import registry
 from stockade.attacks import LIMITS, Attack, Ending
 from stockade.backends.base import Backend, BackendOptions, SandboxSpec
@@ -28,35 +28,24 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
 """What the program's file is called, and what runs it."""
 
 
-class _Stockade:
-    """One attempt at a time."""
-
-    gives: frozenset[str] = frozenset()
-
+class _Stockade(Attempts):
     def __init__(self, name: str, backend: Backend) -> None:
-        self.name = name
+        super().__init__(name)
         self._backend = backend
         given: dict[str, Any] = LIMITS.given()
         self._limits: Limits = replace(Config().sandbox.defaults, **given)
 
-    def refuses(self, attack: Attack) -> str:
-        return ""
-
-    def found(self) -> tuple[str, ...]:
-        return ()
-
-    async def attempt(self, attack: Attack, stdin: bytes) -> Ending:
+    async def _step(self, attack: Attack, step: str, stdin: bytes) -> Ending:
         limits = replace(self._limits, wall_s=TIME_S) if attack.accept & TIME else self._limits
         sandbox = SandboxSpec(image="host", limits=limits)
-        for step in attack.steps:
-            process = ProcessSpec(
-                argv=("/bin/sh", "-c", _COMMANDS[attack.language][1]),
-                cwd="/code",
-                env=_ENVIRONMENT,
-                files={_COMMANDS[attack.language][0]: step.encode()},
-                stdin=stdin,
-            )
-            result = await self._backend.run(sandbox, process)
+        process = ProcessSpec(
+            argv=("/bin/sh", "-c", _COMMANDS[attack.language][1]),
+            cwd="/code",
+            env=_ENVIRONMENT,
+            files={_COMMANDS[attack.language][0]: step.encode()},
+            stdin=stdin,
+        )
+        result = await self._backend.run(sandbox, process)
         return Ending(outcome=result.outcome, exit_code=result.exit_code, stdout=result.stdout, stderr=result.stderr)
 
 

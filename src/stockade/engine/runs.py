@@ -94,7 +94,6 @@ class Runs:
             QueueFull, LimitExceeded: no place; nothing has run.
             BackendLost: the warden died; safe to retry.
         """
-        self.backends.choose(actor, spec.backend)
         limits = self.check(spec, cap_limits=cap_limits)
         async with self.prepare(actor, spec) as program:
             if not program.runnable:
